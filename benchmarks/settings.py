@@ -1,0 +1,5 @@
+"""The product's settings with the measured twins beside its URLs."""
+
+from portal.settings import *  # noqa: F403
+
+ROOT_URLCONF = "benchmarks.urls"

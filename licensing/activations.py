@@ -1,0 +1,283 @@
+"""Activations: bind a machine to a license, and let it go.
+
+A fingerprint is the client's digest of its machine: compared, never interpreted. Capacity is taken as for
+seats: one conditional update with a CHECK behind it.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from django.db import IntegrityError, transaction
+from django.db.models import Case, F, Q, Value, When
+from django.db.models.functions import Greatest
+
+from licensing import audit, seats
+from licensing.audit import Actor
+from licensing.errors import Invalid, Missing, Refused
+from licensing.models import Activation, License, Seat
+from licensing.seats import LicenseNotUsable
+from licensing.states import FingerprintScope, LicenseStatus, SeatState, ValidityBasis, timed_status_at
+
+FINGERPRINT = re.compile(r"[A-Za-z0-9._:+/=-]{16,128}")
+
+
+class ActivationLimitReached(Refused):
+    """Every machine this license allows is activated."""
+
+    code = "activation_limit_reached"
+
+
+class ActivationChurnExceeded(Refused):
+    """Too many machines of this license were deactivated lately."""
+
+    code = "activation_churn_exceeded"
+
+
+class FingerprintInUse(Refused):
+    """This machine is activated on another license of the product."""
+
+    code = "fingerprint_in_use"
+
+
+class SeatNeeded(Refused):
+    """This license activates machines only for somebody who holds a seat."""
+
+    code = "seat_required"
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """An activation, and whether this call made it."""
+
+    activation: Activation
+    created: bool
+
+
+def activate(
+    *,
+    license: License,
+    fingerprint: str,
+    by: Actor,
+    at: datetime,
+    name: str = "",
+    platform: str = "",
+    seat_holder: str | None = None,
+) -> Activated:
+    """Bind the machine to the license; the same machine again gets the activation it has.
+
+    Raises:
+        ActivationLimitReached: all machines are taken.
+        FingerprintInUse: the plan revision allows a machine once per product, and it is active elsewhere.
+        SeatNeeded: the plan revision requires a seat and `seat_holder` has none.
+        LicenseNotUsable: revoked, held, expired, not started or a draft.
+        Invalid: the fingerprint is malformed.
+    """
+    checked(fingerprint)
+    holder = seats.normalized(seat_holder) if seat_holder else None
+    for _ in range(3):
+        known = _live(license, fingerprint)
+        if known is not None:
+            return _again(known, name=name, platform=platform, at=at)
+        try:
+            made = _grant(license, fingerprint, by=by, at=at, name=name, platform=platform, holder=holder)
+        except IntegrityError:
+            if _live(license, fingerprint) is None and _elsewhere(license, fingerprint):
+                raise FingerprintInUse() from None
+            continue  # the same machine was activated meanwhile, or let go
+        return Activated(made, created=True)
+    raise ActivationLimitReached("This activation is changing right now. Try again.")
+
+
+def deactivate(*, activation: Activation, by: Actor, at: datetime, reason: str = "") -> Activation:
+    """Let the machine go; its place is free at once. Doing it twice changes nothing.
+
+    Raises:
+        ActivationChurnExceeded: the plan revision allows no further deactivation within its window.
+    """
+    with transaction.atomic():
+        license = seats.lock(activation.license_id)
+        row = Activation.objects.select_for_update().get(pk=activation.pk)
+        if row.deactivated_at is not None:
+            return row
+        _allow_churn(license, at)
+        _close(row, by=by, at=at, reason=reason)
+        _give_back(license.pk, 1, at)
+    return row
+
+
+def deactivate_all(*, license: License, by: Actor, at: datetime, reason: str) -> int:
+    """Let every machine of a license the caller has locked go; churn limits do not apply. Return how many."""
+    rows = list(Activation.objects.select_for_update().filter(license=license, deactivated_at=None).order_by("pk"))
+    for row in rows:
+        _close(row, by=by, at=at, reason=reason)
+    if rows:
+        _give_back(license.pk, len(rows), at)
+    return len(rows)
+
+
+def heartbeat(*, activation: Activation, at: datetime) -> Activation:
+    """Note that the machine was seen. Raises `Missing` when it is deactivated."""
+    seen = Activation.objects.filter(pk=activation.pk, deactivated_at=None).update(last_seen_at=at)
+    if not seen:
+        raise Missing("This activation has ended.")
+    activation.last_seen_at = at
+    return activation
+
+
+def checked(fingerprint: str) -> str:
+    """Return the fingerprint if it is well-formed. Raises `Invalid`."""
+    if not FINGERPRINT.fullmatch(fingerprint):
+        raise Invalid("A fingerprint has 16 to 128 characters of A-Z a-z 0-9 . _ : + / = -", pointer="/fingerprint")
+    return fingerprint
+
+
+def _live(license: License, fingerprint: str) -> Activation | None:
+    return Activation.objects.filter(license=license, fingerprint=fingerprint, deactivated_at=None).first()
+
+
+def _elsewhere(license: License, fingerprint: str) -> bool:
+    return Activation.objects.filter(scope=license.product_id, fingerprint=fingerprint, deactivated_at=None).exists()
+
+
+def _again(row: Activation, *, name: str, platform: str, at: datetime) -> Activated:
+    row.name, row.platform, row.last_seen_at = name or row.name, platform or row.platform, at
+    Activation.objects.filter(pk=row.pk).update(name=row.name, platform=row.platform, last_seen_at=row.last_seen_at)
+    return Activated(row, created=False)
+
+
+def _grant(
+    license: License,
+    fingerprint: str,
+    *,
+    by: Actor,
+    at: datetime,
+    name: str,
+    platform: str,
+    holder: str | None,
+) -> Activation:
+    with transaction.atomic():
+        taken = (
+            License.objects.filter(pk=license.pk)
+            .filter(Q(activations_ceiling=None) | Q(activations_used__lt=F("activations_ceiling")))
+            .update(activations_used=F("activations_used") + 1, revision=F("revision") + 1, updated_at=at)
+        )
+        row = License.objects.select_related("plan_revision").filter(pk=license.pk).first()
+        if row is None:
+            raise Missing("There is no such license.")
+        _usable(row, at)
+        seat = _seat_of(row, holder)
+        if not taken:
+            raise ActivationLimitReached(
+                f"{row.activations_used} machines are activated, {row.activation_limit} are allowed. "
+                f"Deactivate one first."
+            )
+        activation = Activation.objects.create(
+            license=row,
+            created_at=at,
+            seat=seat,
+            scope=_scope(row),
+            fingerprint=fingerprint,
+            name=name,
+            platform=platform,
+            activated_at=at,
+            last_seen_at=at,
+        )
+        audit.record(
+            action="activation.created",
+            by=by,
+            on=activation,
+            at=at,
+            after={"fingerprint": fingerprint, "platform": platform},
+        )
+        if row.first_activated_at is None:
+            _start_clock(row, by=by, at=at)
+    return activation
+
+
+def _scope(license: License) -> UUID:
+    once_per_product = license.plan_revision.fingerprint_scope == FingerprintScope.PRODUCT
+    return license.product_id if once_per_product else license.pk
+
+
+def _seat_of(license: License, holder: str | None) -> Seat | None:
+    seat = None
+    if holder is not None:
+        seat = Seat.objects.filter(license=license, holder=holder, released_at=None).first()
+    if license.plan_revision.seat_required and (seat is None or seat.state != SeatState.ASSIGNED):
+        raise SeatNeeded()
+    return seat
+
+
+def _start_clock(license: License, *, by: Actor, at: datetime) -> None:
+    """Note the first activation, from which some revisions count the validity."""
+    license.first_activated_at = at
+    terms = license.plan_revision
+    if terms.validity_basis == ValidityBasis.FROM_FIRST_ACTIVATION and terms.duration is not None:
+        license.expires_at = at + terms.duration
+        license.grace_until = license.expires_at + terms.grace_period if terms.grace_period else None
+        license.due_at = license.expires_at
+        audit.record(
+            action="license.validity_started",
+            by=by,
+            on=license,
+            at=at,
+            after={"expires_at": license.expires_at},
+        )
+    license.save()
+
+
+def _close(row: Activation, *, by: Actor, at: datetime, reason: str) -> None:
+    row.deactivated_at = at
+    row.save()
+    audit.record(
+        action="activation.ended",
+        by=by,
+        on=row,
+        at=at,
+        before={"fingerprint": row.fingerprint},
+        after={"deactivated_at": at},
+        reason=reason,
+    )
+
+
+def _give_back(license_id: UUID, count: int, at: datetime) -> None:
+    License.objects.filter(pk=license_id).update(
+        activations_used=F("activations_used") - count,
+        activations_ceiling=Case(
+            When(activation_limit=None, then=Value(None)),
+            default=Greatest(F("activation_limit"), F("activations_used") - count),
+        ),
+        revision=F("revision") + 1,
+        updated_at=at,
+    )
+
+
+def _usable(license: License, at: datetime) -> None:
+    status = timed_status_at(at=at, expires_at=license.expires_at, grace_until=license.grace_until)
+    why = None
+    if license.issued_at is None:
+        why = "This license is a draft."
+    elif license.revoked_at is not None:
+        why = "This license is revoked."
+    elif license.holds.filter(lifted_at=None).exists():
+        why = "This license is held."
+    elif at < license.starts_at:
+        why = "This license has not started yet."
+    elif status == LicenseStatus.EXPIRED:
+        why = "This license has expired. Renew it first."
+    if why:
+        raise LicenseNotUsable(why)
+
+
+def _allow_churn(license: License, at: datetime) -> None:
+    terms = license.plan_revision
+    if terms.activation_churn_limit is None or terms.churn_window is None:
+        return
+    lately = Activation.objects.filter(license=license, deactivated_at__gt=at - terms.churn_window).count()
+    if lately >= terms.activation_churn_limit:
+        raise ActivationChurnExceeded(
+            f"{lately} machines were deactivated within {terms.churn_window.days} days; "
+            f"the plan allows {terms.activation_churn_limit}."
+        )

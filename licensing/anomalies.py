@@ -1,0 +1,107 @@
+"""Anomalies: suspicions recorded at once, resolved by a person.
+
+`flag` may be called from anywhere, also where there is no transaction or the one there is fails: it never
+raises into the request it observes, and says loudly in the log when it cannot write.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+from django.db import DatabaseError, IntegrityError, transaction
+from django.db.models import F
+
+from licensing import audit
+from licensing.audit import Actor
+from licensing.errors import Invalid, Refused
+from licensing.models import Anomaly
+from licensing.states import AnomalyState, Severity
+
+log = structlog.get_logger(__name__)
+
+
+class AlreadyResolved(Refused):
+    """This anomaly was resolved before."""
+
+    code = "anomaly_already_resolved"
+
+
+def flag(
+    *,
+    rule: str,
+    severity: Severity,
+    object_kind: str,
+    object_id: str,
+    at: datetime,
+    evidence: dict[str, Any],
+    license_id: UUID | None = None,
+) -> None:
+    """Record a suspicion: one row per rule, object and hour, with a count. `evidence` holds no secrets."""
+    log.warning("anomaly", rule=rule, severity=str(severity), object_kind=object_kind, object_id=object_id)
+    hour_at = at.replace(minute=0, second=0, microsecond=0)
+    same = {"rule": rule, "object_kind": object_kind, "object_id": object_id, "hour_at": hour_at}
+    try:
+        for _ in range(2):
+            if Anomaly.objects.filter(**same).update(count=F("count") + 1, last_at=at, evidence=audit.plain(evidence)):
+                return
+            try:
+                with transaction.atomic():
+                    Anomaly.objects.create(
+                        **same,
+                        created_at=at,
+                        severity=severity,
+                        license_id=license_id,
+                        first_at=at,
+                        last_at=at,
+                        evidence=audit.plain(evidence),
+                    )
+                return
+            except IntegrityError:
+                continue  # somebody else was first: count up instead
+    except DatabaseError as error:
+        log.error("anomaly_not_recorded", rule=rule, object_id=object_id, error=str(error))
+
+
+def acknowledge(*, anomaly: Anomaly, by: Actor, at: datetime) -> Anomaly:
+    """Say that a person looks at it. Raises `AlreadyResolved`."""
+    with transaction.atomic():
+        row = _open(anomaly)
+        audit.record(
+            action="anomaly.acknowledged",
+            by=by,
+            on=row,
+            at=at,
+            before={"state": row.state},
+            after={"state": AnomalyState.ACKNOWLEDGED},
+        )
+        row.state = AnomalyState.ACKNOWLEDGED
+        row.save()
+    return row
+
+
+def resolve(*, anomaly: Anomaly, resolution: str, by: Actor, at: datetime) -> Anomaly:
+    """Close it with a person's words. Raises `AlreadyResolved`; `Invalid` without words."""
+    if not resolution.strip():
+        raise Invalid("Say what was found.", pointer="/resolution")
+    with transaction.atomic():
+        row = _open(anomaly)
+        audit.record(
+            action="anomaly.resolved",
+            by=by,
+            on=row,
+            at=at,
+            before={"state": row.state},
+            after={"state": AnomalyState.RESOLVED},
+            reason=resolution,
+        )
+        row.state, row.resolution, row.resolved_at = AnomalyState.RESOLVED, resolution, at
+        row.save()
+    return row
+
+
+def _open(anomaly: Anomaly) -> Anomaly:
+    row = Anomaly.objects.select_for_update().get(pk=anomaly.pk)
+    if row.state == AnomalyState.RESOLVED:
+        raise AlreadyResolved()
+    return row

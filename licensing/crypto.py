@@ -1,0 +1,333 @@
+"""The key ring: seal, digest, sign. The only importer of `cryptography`.
+
+A ring holds versioned keys for three purposes, each key with an id (`kid`) that travels with what it made:
+
+- `seal`: AES-256-GCM, bound to the place of the value (table, row, field), so that a ciphertext moved to
+  another row does not open;
+- `digest`: HMAC-SHA-256, to find a secret without storing it;
+- `sign`: Ed25519, for statements anyone may verify with the public half.
+
+States: `pending` (known everywhere, not yet used), `primary` (makes new values; one per purpose), `active`
+(still opens, finds and verifies). Source: ADR 0005.
+
+It does not decide what is sealed or when, and keeps no key in the database.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from django.conf import settings
+
+from licensing.errors import LicensingError
+
+Purpose = Literal["seal", "digest", "sign"]
+PURPOSES: tuple[Purpose, ...] = ("seal", "digest", "sign")
+STATES = ("pending", "primary", "active")
+
+
+class KeyRingError(LicensingError):
+    """The key ring is missing, malformed, or lacks a key that is needed."""
+
+    code = "key_ring"
+
+
+class NotAuthentic(LicensingError):
+    """A sealed value or signature does not belong where it was found, or was altered."""
+
+    code = "not_authentic"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sealed value belongs: it opens nowhere else."""
+
+    table: str
+    row: str
+    field: str
+
+    def bound(self, kid: str) -> bytes:
+        """Return the associated data: every part with its length, so that no two places read alike."""
+        return b"".join(
+            len(part).to_bytes(2, "big") + part
+            for part in (value.encode() for value in ("v1", self.table, self.row, self.field, kid))
+        )
+
+
+@dataclass(frozen=True)
+class RingKey:
+    """One key of the ring; its material never shows in a repr."""
+
+    kid: str
+    purpose: Purpose
+    state: str
+    created_at: str
+    material: bytes = field(repr=False)
+
+    @cached_property
+    def aead(self) -> AESGCM:
+        return AESGCM(self.material)
+
+    @cached_property
+    def private(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self.material)
+
+    @cached_property
+    def public(self) -> Ed25519PublicKey:
+        return self.private.public_key()
+
+
+class KeyRing:
+    """The keys of this installation. Immutable: a changed ring is a new object."""
+
+    def __init__(self, keys: Iterable[RingKey]) -> None:
+        self.keys = tuple(keys)
+        self._by_id = {key.kid: key for key in self.keys}
+        if len(self._by_id) != len(self.keys):
+            raise KeyRingError("The key ring names one key id twice. Restore it from a backup.")
+        self._primary: dict[str, RingKey] = {}
+        for purpose in PURPOSES:
+            primaries = [key for key in self.keys if key.purpose == purpose and key.state == "primary"]
+            if len(primaries) != 1:
+                raise KeyRingError(
+                    f"The key ring needs exactly one primary key for '{purpose}', it has {len(primaries)}. "
+                    f"Restore it from a backup, or run: manage.py keyring promote KID"
+                )
+            self._primary[purpose] = primaries[0]
+
+    def key(self, kid: str, purpose: Purpose) -> RingKey:
+        """Return a key by its id. Raises `KeyRingError` naming the id when the ring lacks it."""
+        key = self._by_id.get(kid)
+        if key is None or key.purpose != purpose:
+            raise KeyRingError(f"The key ring lacks the key '{kid}' ({purpose}). Restore it from a backup.")
+        return key
+
+    def primary(self, purpose: Purpose) -> RingKey:
+        return self._primary[purpose]
+
+    def usable(self, purpose: Purpose) -> list[RingKey]:
+        """Return the keys that may open, find or verify: the primary first, then the newest."""
+        keys = [key for key in self.keys if key.purpose == purpose]
+        return sorted(keys, key=lambda key: (key.state == "primary", key.created_at), reverse=True)
+
+    def dump(self) -> str:
+        """Return the ring as JSON, with its key material."""
+        rows = [
+            {
+                "kid": key.kid,
+                "purpose": key.purpose,
+                "state": key.state,
+                "created_at": key.created_at,
+                "material": base64.b64encode(key.material).decode(),
+            }
+            for key in self.keys
+        ]
+        return json.dumps({"version": 1, "keys": rows}, indent=1)
+
+    @classmethod
+    def parse(cls, text: str) -> "KeyRing":
+        """Return the ring written in `text`. Raises `KeyRingError` when it is not one."""
+        try:
+            document = json.loads(text)
+            keys = [
+                RingKey(
+                    kid=str(row["kid"]),
+                    purpose=row["purpose"],
+                    state=row["state"],
+                    created_at=str(row["created_at"]),
+                    material=base64.b64decode(row["material"], validate=True),
+                )
+                for row in document["keys"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise KeyRingError(
+                f"The key ring cannot be read ({type(error).__name__}). Restore it from a backup."
+            ) from None
+        for key in keys:
+            # A kid travels inside sealed values, between dots, and in columns of 32 characters.
+            if (
+                not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", key.kid)
+                or key.purpose not in PURPOSES
+                or key.state not in STATES
+                or len(key.material) != 32
+            ):
+                raise KeyRingError(f"The key ring's key '{key.kid}' is malformed. Restore it from a backup.")
+        return cls(keys)
+
+    @classmethod
+    def generate(cls) -> "KeyRing":
+        """Return a new ring with one primary key per purpose."""
+        return cls(make_key(purpose, state="primary") for purpose in PURPOSES)
+
+
+def make_key(purpose: Purpose, *, state: str = "pending") -> RingKey:
+    """Return a new random key."""
+    stamp = datetime.now(UTC)
+    kid = f"{purpose}-{stamp:%Y%m%d}-{secrets.token_hex(4)}"
+    return RingKey(kid, purpose, state, stamp.isoformat(), secrets.token_bytes(32))
+
+
+_lock = threading.Lock()
+_loaded: KeyRing | None = None
+
+
+def ring() -> KeyRing:
+    """Return this installation's ring, read once per process.
+
+    Raises:
+        KeyRingError: the ring is missing or malformed; production never makes one by itself.
+    """
+    global _loaded
+    if _loaded is None:
+        with _lock:
+            if _loaded is None:
+                _loaded = _load()
+    return _loaded
+
+
+def forget() -> None:
+    """Read the ring anew at its next use."""
+    global _loaded
+    _loaded = None
+
+
+def _load() -> KeyRing:
+    if settings.KEYRING:
+        return KeyRing.parse(settings.KEYRING)
+    if not settings.KEYRING_FILE:
+        raise KeyRingError("No key ring is configured. Set KEYRING_FILE (or KEYRING) to one.")
+    path = Path(settings.KEYRING_FILE)
+    if not path.exists():
+        if not settings.KEYRING_CREATE:
+            raise KeyRingError(
+                "The file that KEYRING_FILE names does not exist. Restore it from a backup; for a new "
+                "installation run: manage.py keyring add --new"
+            )
+        write(KeyRing.generate(), path, replace=False)
+    return KeyRing.parse(path.read_text(errors="replace"))
+
+
+def write(new: KeyRing, path: Path, *, replace: bool = True) -> None:
+    """Write a ring to a private file, whole or not at all; without `replace`, the first writer wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(new.dump())
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(draft, path)
+        else:
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                return
+    finally:
+        draft.unlink(missing_ok=True)
+    forget()
+
+
+def b64(data: bytes) -> str:
+    """Return base64url without padding (RFC 7515)."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def unb64(text: str) -> bytes:
+    """Return the bytes of canonical base64url without padding. Raises `NotAuthentic` for anything else."""
+    try:
+        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError:
+        raise NotAuthentic("That is not base64url.") from None
+    if b64(data) != text:
+        raise NotAuthentic("That is not canonical base64url.")
+    return data
+
+
+def seal(value: bytes, place: Place) -> str:
+    """Return `value` sealed for `place` under the primary key: `v1.<kid>.<nonce>.<ciphertext>`."""
+    key = ring().primary("seal")
+    nonce = os.urandom(12)
+    return f"v1.{key.kid}.{b64(nonce)}.{b64(key.aead.encrypt(nonce, value, place.bound(key.kid)))}"
+
+
+def unseal(sealed: str, place: Place) -> bytes:
+    """Return what was sealed for `place`.
+
+    Raises:
+        NotAuthentic: it was altered, or sealed for another place.
+        KeyRingError: the ring lacks its key.
+    """
+    parts = sealed.split(".")
+    if len(parts) != 4 or parts[0] != "v1":
+        raise NotAuthentic("A sealed value is malformed.")
+    key = ring().key(parts[1], "seal")
+    try:
+        return key.aead.decrypt(unb64(parts[2]), unb64(parts[3]), place.bound(key.kid))
+    except (InvalidTag, ValueError):  # ValueError: a nonce of impossible length
+        raise NotAuthentic(f"A sealed value in {place.table}.{place.field} does not belong there.") from None
+
+
+def digest(value: bytes, *, kind: str) -> tuple[str, bytes]:
+    """Return the kid and the 32-byte keyed digest of `value`, under the primary key.
+
+    `kind` separates domains: the same value digested as another kind is another digest.
+    """
+    key = ring().primary("digest")
+    return key.kid, _mac(key, value, kind)
+
+
+def digests(value: bytes, *, kind: str) -> list[bytes]:
+    """Return the digest of `value` under every usable key, so that look-ups survive a rotation."""
+    return [_mac(key, value, kind) for key in ring().usable("digest")]
+
+
+def _mac(key: RingKey, value: bytes, kind: str) -> bytes:
+    return hmac.digest(key.material, kind.encode() + b"\x00" + value, hashlib.sha256)
+
+
+def sign(message: bytes) -> tuple[str, bytes]:
+    """Return the kid and the Ed25519 signature of `message` under the primary signing key."""
+    key = ring().primary("sign")
+    return key.kid, key.private.sign(message)
+
+
+def verify(message: bytes, signature: bytes, kid: str) -> None:
+    """Raise `NotAuthentic` unless `signature` over `message` is by our key `kid`."""
+    try:
+        ring().key(kid, "sign").public.verify(signature, message)
+    except (InvalidSignature, KeyRingError):
+        raise NotAuthentic("The signature does not fit.") from None
+
+
+def jwks() -> dict[str, Any]:
+    """Return the public signing keys as a JSON Web Key Set (RFC 7517, RFC 8037)."""
+    return {
+        "keys": [
+            {
+                "kty": "OKP",
+                "crv": "Ed25519",
+                "use": "sig",
+                "alg": "EdDSA",
+                "kid": key.kid,
+                "x": b64(key.public.public_bytes(Encoding.Raw, PublicFormat.Raw)),
+            }
+            for key in ring().usable("sign")
+        ]
+    }

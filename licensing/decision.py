@@ -1,0 +1,182 @@
+"""The decision: may this license be used here and now?
+
+Pure. `decide` looks at a frozen snapshot, the scope somebody asks for, and an instant; it reads no database, no
+clock and no settings. The codes come in the order of `states.VerdictCode`: the first that applies is the
+answer. Source: CONTRACT "Verdict codes".
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+import msgspec
+
+from licensing.states import LicenseStatus, VerdictCode, status_at, timed_status_at
+
+
+class Right(msgspec.Struct, frozen=True):
+    """One entitlement: `value` for a fixed one; `meter`, `amount` and `overage` for an allowance."""
+
+    kind: str
+    value: str = ""
+    meter: str = ""
+    amount: str | None = None
+    overage: str = ""
+
+    def shown(self) -> object:
+        """Return it as answers show it: true, the value, or the allowance."""
+        if self.kind == "flag":
+            return True
+        if self.kind == "value":
+            return self.value
+        return {"meter": self.meter, "allowance": self.amount, "overage": self.overage}
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The frozen picture of a license that a decision is made from."""
+
+    license_id: str
+    customer_id: str
+    product: str
+    plan: str
+    plan_revision: int
+    scheme: str
+    revision: int
+    issued: bool
+    revoked: bool
+    holds: tuple[str, ...]
+    starts_at: datetime
+    expires_at: datetime | None
+    grace_until: datetime | None
+    maintenance_until: datetime | None
+    seat_required: bool
+    seat_limit: int | None
+    seats_used: int
+    activation_required: bool
+    activation_limit: int | None
+    activations_used: int
+    entitlements: dict[str, Right]
+
+    def status(self, at: datetime) -> LicenseStatus:
+        return status_at(
+            at=at,
+            issued=self.issued,
+            revoked=self.revoked,
+            held=bool(self.holds),
+            expires_at=self.expires_at,
+            grace_until=self.grace_until,
+        )
+
+    def usable_until(self) -> datetime | None:
+        """Return when time alone ends its use; None for never."""
+        return self.grace_until or self.expires_at
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """What somebody asks for, with what is known about it: is that machine activated, what seat has that holder,
+    when did that version come out (None: unknown, which counts as just now)."""
+
+    product: str | None = None
+    version: str | None = None
+    version_released_at: datetime | None = None
+    fingerprint: str | None = None
+    fingerprint_activated: bool = False
+    seat_holder: str | None = None
+    seat_state: str | None = None
+    entitlements: tuple[str, ...] = ()
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The answer, with the rules looked at on the way to it."""
+
+    code: VerdictCode
+    detail: str
+    looked_at: tuple[str, ...]
+
+    @property
+    def valid(self) -> bool:
+        return self.code in (VerdictCode.VALID, VerdictCode.IN_GRACE)
+
+
+def decide(snapshot: Snapshot | None, scope: Scope, at: datetime) -> Verdict:
+    """Return the verdict at the instant `at`. No snapshot is `not_found`. Never raises for data it is given."""
+    looked_at: list[str] = []
+    for code, detail in _rules(snapshot, scope, at):
+        looked_at.append(code)
+        if detail is not None:
+            return Verdict(code, detail, tuple(looked_at))
+    return Verdict(VerdictCode.VALID, "The license is valid.", (*looked_at, VerdictCode.VALID))
+
+
+def _rules(snapshot: Snapshot | None, scope: Scope, at: datetime) -> Iterator[tuple[VerdictCode, str | None]]:
+    """Yield each rule's code in order, with what it says when it applies, else None."""
+    if snapshot is None or not snapshot.issued:
+        yield VerdictCode.NOT_FOUND, "There is no such license."
+        return
+    yield VerdictCode.REVOKED, "The license is revoked." if snapshot.revoked else None
+    yield VerdictCode.HELD, f"The license is held: {', '.join(snapshot.holds)}." if snapshot.holds else None
+    yield (
+        VerdictCode.NOT_STARTED,
+        f"The license starts at {_said(snapshot.starts_at)}." if at < snapshot.starts_at else None,
+    )
+    timed = timed_status_at(at=at, expires_at=snapshot.expires_at, grace_until=snapshot.grace_until)
+    yield (
+        VerdictCode.EXPIRED,
+        f"The license expired at {_said(snapshot.usable_until())}." if timed == LicenseStatus.EXPIRED else None,
+    )
+    other = scope.product is not None and scope.product != snapshot.product
+    yield VerdictCode.WRONG_PRODUCT, "The license is for another product." if other else None
+    yield VerdictCode.VERSION_NOT_COVERED, _uncovered(snapshot, scope, at)
+    yield (
+        VerdictCode.ACTIVATION_REQUIRED,
+        (
+            "This license needs an activated machine; say its fingerprint, and activate it first."
+            if snapshot.activation_required
+            and not scope.fingerprint_activated
+            and (scope.fingerprint is None or snapshot.activations_used == 0)
+            else None
+        ),
+    )
+    yield (
+        VerdictCode.FINGERPRINT_MISMATCH,
+        (
+            "This machine is not activated on the license."
+            if scope.fingerprint is not None
+            and not scope.fingerprint_activated
+            and (snapshot.activation_required or snapshot.activations_used > 0)
+            else None
+        ),
+    )
+    yield VerdictCode.SEAT_REQUIRED, _seatless(snapshot, scope)
+    missing = [key for key in scope.entitlements if key not in snapshot.entitlements]
+    yield (
+        VerdictCode.ENTITLEMENT_MISSING,
+        f"The license does not include: {', '.join(missing)}." if missing else None,
+    )
+    yield (
+        VerdictCode.IN_GRACE,
+        f"The license expired; use is allowed until {_said(snapshot.grace_until)}."
+        if timed == LicenseStatus.IN_GRACE
+        else None,
+    )
+
+
+def _uncovered(snapshot: Snapshot, scope: Scope, at: datetime) -> str | None:
+    if scope.version is None or snapshot.maintenance_until is None:
+        return None
+    if (scope.version_released_at or at) < snapshot.maintenance_until:
+        return None
+    return f"The license covers versions released before {_said(snapshot.maintenance_until)}."
+
+
+def _seatless(snapshot: Snapshot, scope: Scope) -> str | None:
+    if scope.seat_state == "assigned":
+        return None
+    if scope.seat_holder is None:
+        return "This license is for named seats; say who uses it." if snapshot.seat_required else None
+    if scope.seat_state == "blocked":
+        return "This seat is blocked."
+    return "This person has no seat on the license."
+
+
+def _said(instant: datetime | None) -> str:
+    return f"{instant:%Y-%m-%d %H:%M:%S} UTC" if instant else "an unknown time"

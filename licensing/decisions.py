@@ -1,0 +1,121 @@
+"""The decision record: why a validation was refused, kept 30 days, written in batches off the request.
+
+A request only puts a tuple into a bounded buffer. A daemon thread writes the buffer every second, an orderly
+stop writes the rest. When the buffer is full or the database away, what could not be kept is counted and
+flagged as an anomaly: nothing is lost in silence.
+"""
+
+import atexit
+import threading
+from collections import deque
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+from django.db import DatabaseError, close_old_connections, connection
+from django.utils import timezone
+
+from licensing import anomalies
+from licensing.models import DecisionRecord
+from licensing.states import Severity, VerdictCode
+
+log = structlog.get_logger(__name__)
+
+KEPT = timedelta(days=30)
+CAPACITY = 50_000
+BATCH = 1_000
+INTERVAL_SECONDS = 1.0
+
+_buffer: deque[DecisionRecord] = deque()
+_dropped = 0
+_lock = threading.Lock()
+_writing = threading.Lock()
+_wake = threading.Event()
+_writer: threading.Thread | None = None
+
+
+def remember(
+    *,
+    request_id: str,
+    at: datetime,
+    license_id: UUID | None,
+    caller: str,
+    code: VerdictCode,
+    looked_at: tuple[str, ...],
+) -> None:
+    """Put one refusal into the buffer; costs no query."""
+    global _dropped
+    row = DecisionRecord(
+        created_at=at,
+        request_id=request_id,
+        at=at,
+        license_id=license_id,
+        caller=caller,
+        code=code,
+        looked_at=list(looked_at),
+    )
+    with _lock:
+        if len(_buffer) >= CAPACITY:
+            _dropped += 1
+            return
+        _buffer.append(row)
+    _ensure_writer()
+
+
+def flush() -> int:
+    """Write what is buffered; return how many. On a database error the rows stay buffered."""
+    global _dropped
+    written = 0
+    with _writing:
+        while True:
+            with _lock:
+                batch = [_buffer.popleft() for _ in range(min(BATCH, len(_buffer)))]
+                dropped, _dropped = _dropped, 0
+            if dropped:
+                anomalies.flag(
+                    rule="decision_records_dropped",
+                    severity=Severity.HIGH,
+                    object_kind="decisionrecord",
+                    object_id="buffer",
+                    at=timezone.now(),
+                    evidence={"dropped": dropped},
+                )
+            if not batch:
+                return written
+            try:
+                DecisionRecord.objects.bulk_create(batch, ignore_conflicts=True)
+                written += len(batch)
+            except DatabaseError as error:
+                with _lock:
+                    _buffer.extendleft(reversed(batch))
+                log.error("decision_records_not_written", waiting=len(_buffer), error=str(error))
+                return written
+
+
+def forget(*, at: datetime, limit: int = 10_000) -> int:
+    """Delete records older than 30 days, at most `limit`; return how many."""
+    old = DecisionRecord.objects.filter(at__lt=at - KEPT).values_list("id", flat=True)[:limit]
+    return DecisionRecord.objects.filter(id__in=list(old)).delete()[0]
+
+
+def _ensure_writer() -> None:
+    global _writer
+    if _writer is None or not _writer.is_alive():  # also after a fork, where threads are gone
+        with _lock:
+            if _writer is None or not _writer.is_alive():
+                _writer = threading.Thread(target=_write_forever, name="decision-records", daemon=True)
+                _writer.start()
+
+
+def _write_forever() -> None:
+    while True:
+        _wake.wait(INTERVAL_SECONDS)
+        close_old_connections()
+        flush()
+
+
+@atexit.register
+def _write_the_rest() -> None:
+    if _buffer:
+        flush()
+        connection.close()

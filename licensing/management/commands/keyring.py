@@ -1,0 +1,106 @@
+"""The key ring by hand: its status, a new key, a promotion.
+
+A rotation takes three steps, so that every process knows a key before anything is made with it: `add` it as
+pending, restart or wait until all processes have read the ring, `promote` it. The former primary stays active:
+what it sealed still opens, what it signed still verifies. Source: ADR 0005.
+"""
+
+import json
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
+from django.utils import timezone
+
+from licensing import audit, crypto
+from licensing.crypto import PURPOSES, KeyRing, RingKey
+from licensing.errors import LicensingError
+from licensing.models import JobState
+
+
+class Command(BaseCommand):
+    help = "Show the key ring, add a key, promote one."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        actions = parser.add_subparsers(dest="action", required=True)
+        status = actions.add_parser("status", help="list the keys, never their material; 1 when the ring is unusable")
+        status.add_argument("--json", action="store_true")
+        add = actions.add_parser("add", help="add a pending key, or make a whole new ring")
+        add.add_argument("--purpose", choices=PURPOSES)
+        add.add_argument("--new", action="store_true", help="make a new ring where there is none")
+        promote = actions.add_parser("promote", help="make new values with this key from now on")
+        promote.add_argument("kid")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            getattr(self, f"_{options['action']}")(options)
+        except LicensingError as error:
+            raise CommandError(error.detail) from None
+
+    def _status(self, options: dict[str, Any]) -> None:
+        rows = [
+            {"kid": key.kid, "purpose": key.purpose, "state": key.state, "created_at": key.created_at}
+            for key in crypto.ring().keys
+        ]
+        if options["json"]:
+            self.stdout.write(json.dumps(rows, indent=1))
+            return
+        for row in rows:
+            self.stdout.write(f"{row['purpose']:8} {row['state']:8} {row['kid']:28} {row['created_at']}")
+
+    def _add(self, options: dict[str, Any]) -> None:
+        path = _file()
+        if options["new"]:
+            if path.exists():
+                raise CommandError(f"There is a key ring at {path}. It is not replaced.")
+            crypto.write(KeyRing.generate(), path, replace=False)
+            self.stdout.write(f"A new key ring is at {path}. Back it up: without it no license key can be read.")
+            return
+        if not options["purpose"]:
+            raise CommandError("Say what for: --purpose seal, digest or sign. For a new installation: --new")
+        key = crypto.make_key(options["purpose"])
+        self._change(path, [*crypto.ring().keys, key], "keyring.key_added", key)
+        self.stdout.write(f"{key.kid} is pending. When every process has read the ring: keyring promote {key.kid}")
+
+    def _promote(self, options: dict[str, Any]) -> None:
+        path, ring = _file(), crypto.ring()
+        chosen = next((key for key in ring.keys if key.kid == options["kid"]), None)
+        if chosen is None:
+            raise CommandError("The ring has no such key. See: keyring status")
+        keys = [
+            _in_state(key, "primary" if key.kid == chosen.kid else "active")
+            if key.purpose == chosen.purpose and (key.kid == chosen.kid or key.state == "primary")
+            else key
+            for key in ring.keys
+        ]
+        self._change(path, keys, "keyring.key_promoted", chosen)
+        self.stdout.write(f"{chosen.kid} is primary. Restart the processes, or let them read the ring anew.")
+
+    def _change(self, path: Path, keys: list[RingKey], action: str, key: RingKey) -> None:
+        at = timezone.now()
+        with transaction.atomic():
+            # The ring has no row of its own; the job row of that name is what the entry is about.
+            row, _ = JobState.objects.get_or_create(name="key-ring")
+            audit.record(
+                action=action,
+                by=audit.system("keyring"),
+                on=row,
+                at=at,
+                after={"kid": key.kid, "purpose": key.purpose},
+            )
+            crypto.write(KeyRing(keys), path)
+
+
+def _file() -> Path:
+    if settings.KEYRING:
+        raise CommandError("The ring comes from KEYRING in the environment; change it there, or use KEYRING_FILE.")
+    if not settings.KEYRING_FILE:
+        raise CommandError("Set KEYRING_FILE to where the ring is, or shall be.")
+    return Path(settings.KEYRING_FILE)
+
+
+def _in_state(key: RingKey, state: str) -> RingKey:
+    return RingKey(key.kid, key.purpose, state, key.created_at, key.material)

@@ -1,0 +1,40 @@
+"""The rows of licensing: facts and constraints, no rules.
+
+Rules live in the modules one level up; they are the only writers of these tables.
+"""
+
+from licensing.models.activations import Activation
+from licensing.models.anomalies import Anomaly
+from licensing.models.audit import AuditEntry
+from licensing.models.catalog import Entitlement, Plan, PlanRevision, Product, Release
+from licensing.models.credentials import Credential, IdempotencyRecord
+from licensing.models.customers import Customer, Member
+from licensing.models.decisions import DecisionRecord
+from licensing.models.keys import LicenseKey
+from licensing.models.licenses import Hold, License, Term
+from licensing.models.outbox import OutboxMessage
+from licensing.models.seats import Seat
+from licensing.models.sweeps import JobState
+
+__all__ = [
+    "Activation",
+    "Anomaly",
+    "AuditEntry",
+    "Credential",
+    "Customer",
+    "DecisionRecord",
+    "Entitlement",
+    "Hold",
+    "IdempotencyRecord",
+    "JobState",
+    "License",
+    "LicenseKey",
+    "Member",
+    "OutboxMessage",
+    "Plan",
+    "PlanRevision",
+    "Product",
+    "Release",
+    "Seat",
+    "Term",
+]

@@ -1,0 +1,58 @@
+"""Get-or-404 helpers: the only way a view obtains a customer's object. And who may sign up: nobody by themselves."""
+
+from typing import Any
+from uuid import UUID
+
+from allauth.account.adapter import DefaultAccountAdapter
+from django.http import Http404, HttpRequest
+
+from licensing.api.door import client_address, request_id_of
+from licensing.audit import Actor
+from licensing.models import License, Member, Seat
+
+
+class AccountAdapter(DefaultAccountAdapter):
+    """People are invited as members; nobody signs up."""
+
+    def is_open_for_signup(self, request: HttpRequest) -> bool:
+        return False
+
+
+def license_or_404(request: HttpRequest, license_id: UUID) -> tuple[License, Member]:
+    """Return a license of a customer the signed-in person acts for, and their membership there."""
+    license = (
+        License.objects.select_related("customer", "product", "plan_revision__plan")
+        .prefetch_related("holds")
+        .filter(pk=license_id, issued_at__isnull=False)
+        .first()
+    )
+    member = _member(request, license.customer_id) if license else None
+    if license is None or member is None:
+        raise Http404
+    return license, member
+
+
+def seat_or_404(request: HttpRequest, seat_id: UUID) -> tuple[Seat, Member]:
+    """Return a seat on a license of a customer the signed-in person acts for, and their membership there."""
+    seat = Seat.objects.select_related("license").filter(pk=seat_id).first()
+    member = _member(request, seat.license.customer_id) if seat else None
+    if seat is None or member is None:
+        raise Http404
+    return seat, member
+
+
+def actor_of(request: HttpRequest, member: Member | None = None) -> Actor:
+    """Return the signed-in person as the audit record names them."""
+    user: Any = request.user
+    return Actor(
+        kind="member" if member else "staff",
+        id=str(user.pk),
+        label=user.email,
+        role=member.role if member else ("superuser" if user.is_superuser else "staff"),
+        address=client_address(request),
+        request_id=request_id_of(request),
+    )
+
+
+def _member(request: HttpRequest, customer_id: UUID) -> Member | None:
+    return Member.objects.filter(customer_id=customer_id, user_id=request.user.pk or 0).first()

@@ -1,0 +1,161 @@
+"""System checks: an unsafe or half-made configuration does not start. Every message names the mend."""
+
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError, connection
+
+from licensing import crypto, guards
+from licensing.errors import LicensingError
+
+
+@register(Tags.security)
+def production_is_safe(**_: Any) -> list[CheckMessage]:
+    """In production every secret is given, every connection encrypted, every proxy named."""
+    if not settings.PRODUCTION:
+        return []
+    database, redis = urlsplit(settings.DATABASE_URL), urlsplit(settings.REDIS_URL)
+    broker, public = urlsplit(settings.CELERY_BROKER_URL), urlsplit(settings.PUBLIC_URL)
+    socket = database.netloc.startswith("%2F") or not database.hostname
+    sslmode = parse_qs(database.query).get("sslmode", [""])[0]
+    secret = settings.SECRET_KEY
+    rules = [
+        (
+            secret != "unset" and len(secret) >= 50 and len(set(secret)) >= 8,  # noqa: S105
+            "E001",
+            "SECRET_KEY is missing or weak.",
+            "Set SECRET_KEY to 50 or more random characters.",
+        ),
+        (
+            bool(settings.KEYRING or settings.KEYRING_FILE),
+            "E002",
+            "No key ring is configured.",
+            "Set KEYRING_FILE to the key ring's file, or make one: manage.py keyring add --new",
+        ),
+        (
+            database.scheme in ("postgres", "postgresql"),
+            "E003",
+            "Production needs PostgreSQL.",
+            "Set DATABASE_URL=postgres://USER:PASSWORD@HOST/NAME?sslmode=verify-full&sslrootcert=FILE",
+        ),
+        (
+            socket or sslmode == "verify-full",
+            "E004",
+            "The connection to PostgreSQL is not verified.",
+            "Add ?sslmode=verify-full&sslrootcert=FILE to DATABASE_URL.",
+        ),
+        (
+            redis.scheme == "rediss",
+            "E005",
+            "Redis is missing or its connection not encrypted.",
+            "Set REDIS_URL=rediss://:PASSWORD@HOST:PORT/0",
+        ),
+        (
+            broker.scheme in ("rediss", "amqps"),
+            "E006",
+            "The broker's connection is not encrypted.",
+            "Set CELERY_BROKER_URL=rediss://…, or leave it empty to use REDIS_URL.",
+        ),
+        (
+            public.scheme == "https" and bool(public.hostname),
+            "E007",
+            "PUBLIC_URL is not an https address.",
+            "Set PUBLIC_URL=https://licenses.example.com",
+        ),
+        (
+            bool(settings.ALLOWED_HOSTS) and "*" not in settings.ALLOWED_HOSTS,
+            "E008",
+            "ALLOWED_HOSTS is empty or allows every host.",
+            "Set ALLOWED_HOSTS to the host of PUBLIC_URL.",
+        ),
+        (
+            bool(settings.TRUSTED_PROXIES),
+            "E009",
+            "No trusted proxy is listed, so nothing can terminate TLS.",
+            "Set TRUSTED_PROXIES to the addresses or networks of the proxy, e.g. 10.0.0.0/24",
+        ),
+        (
+            bool(settings.EMAIL_URL),
+            "E010",
+            "No mail server is configured: notices would not leave.",
+            "Set EMAIL_URL=smtp+tls://USER:PASSWORD@HOST:587",
+        ),
+    ]
+    return [Error(text, hint=mend, id=f"licentia.{code}") for holds, code, text, mend in rules if not holds]
+
+
+@register(Tags.security)
+def key_ring_is_readable(**_: Any) -> list[CheckMessage]:
+    """The key ring can be read, and seals what it opens."""
+    if settings.PRODUCTION and not (settings.KEYRING or settings.KEYRING_FILE):
+        return []  # said above
+    try:
+        place = crypto.Place("check", "check", "check")
+        crypto.unseal(crypto.seal(b"check", place), place)
+    except LicensingError as error:
+        return [Error(error.detail, hint="Restore the key ring from a backup.", id="licentia.E011")]
+    except OSError as error:
+        return [
+            Error(
+                f"The key ring's file cannot be used: {error.strerror}.",
+                hint="Let the server's user read it.",
+                id="licentia.E012",
+            )
+        ]
+    return []
+
+
+def guards_stand() -> list[CheckMessage]:
+    """Every database guard stands as it should.
+
+    Not registered as a database check: `migrate` runs those first, and it is what mends missing guards.
+    """
+    try:
+        gone = guards.missing()
+    except DatabaseError as error:
+        return [Error(f"The database cannot be asked: {error}", hint="See DATABASE_URL.", id="licentia.E013")]
+    if gone:
+        return [
+            Error(
+                f"{len(gone)} database guards do not stand, among them {gone[0]}.",
+                hint="Run: manage.py migrate",
+                id="licentia.E014",
+            )
+        ]
+    return []
+
+
+@register(Tags.database)
+def sqlite_waits(**_: Any) -> list[CheckMessage]:
+    """On SQLite, transactions take the write lock first; without that, limits fail under concurrency (R6)."""
+    if connection.vendor != "sqlite":
+        return []
+    if settings.DATABASES["default"].get("OPTIONS", {}).get("transaction_mode") != "IMMEDIATE":
+        return [
+            Error(
+                "SQLite is used without transaction_mode IMMEDIATE.",
+                hint="Set it in DATABASES OPTIONS.",
+                id="licentia.E015",
+            )
+        ]
+    return []
+
+
+def refuse_to_start_unguarded() -> None:
+    """Raise `ImproperlyConfigured` when a migrated database lacks guards, or the configuration is unsafe.
+
+    Web and worker processes call it before they take work.
+    """
+    problems = production_is_safe() + key_ring_is_readable()
+    try:
+        if "licensing_auditentry" in connection.introspection.table_names():
+            problems += guards_stand()
+    except DatabaseError:
+        pass  # away for now: readiness says so, and asks again
+    finally:
+        connection.close()
+    if problems:
+        raise ImproperlyConfigured("\n".join(f"{problem.msg} {problem.hint}" for problem in problems))

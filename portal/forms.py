@@ -1,0 +1,107 @@
+"""The forms of the customer's pages: what may be typed, and where a rule's answer is shown.
+
+They check shape only. Whether something is allowed is said by the rule, and `blame` puts its words beside the
+field they are about.
+"""
+
+from typing import Any
+
+import structlog
+from django import forms
+
+from licensing.errors import Forbidden, Invalid, LicensingError, Missing, Refused, TooMany
+from licensing.states import LicenseStatus, SeatState
+
+log = structlog.get_logger(__name__)
+
+STATUSES = [(status.value, status.label.capitalize()) for status in LicenseStatus if status != LicenseStatus.DRAFT]
+SEAT_STATES = [(state.value, state.label.capitalize()) for state in SeatState]
+
+
+class RuleForm(forms.Form):
+    """A form whose change is made by a rule."""
+
+    # Where an error with this pointer belongs; what is not named here stands above the fields.
+    fields_of: dict[str, str] = {}
+
+    def blame(self, error: LicensingError) -> None:
+        """Show why the rule refused, in its own words; a fault of ours is logged and named as one."""
+        if isinstance(error, Refused | Invalid | Missing | Forbidden | TooMany):
+            pointer = getattr(error, "pointer", "")
+            self.add_error(self.fields_of.get(pointer), error.detail)
+        else:
+            log.error("page_rule_failed", code=error.code, detail=error.detail)
+            self.add_error(None, "This does not work right now, and nothing was changed. Please tell the vendor.")
+
+    def focus_on_error(self) -> None:
+        """Have the browser go to the first field that needs another look, even far down a page."""
+        name = next((name for name in self.errors if name in self.fields), next(iter(self.fields)))
+        self.fields[name].widget.attrs["autofocus"] = True
+
+
+def _email(**attrs: Any) -> forms.EmailInput:
+    return forms.EmailInput({"autocomplete": "off", "spellcheck": "false", "placeholder": "name@example.com"} | attrs)
+
+
+def _reason(*, required: bool) -> forms.CharField:
+    return forms.CharField(
+        label="Reason" if required else "Reason (optional)", required=required, max_length=200, strip=True
+    )
+
+
+class LicenseFilter(forms.Form):
+    """Which licenses to list. What does not fit is as if it had not been asked."""
+
+    status = forms.ChoiceField(required=False, choices=[("", "Any status"), *STATUSES])
+    product = forms.ChoiceField(required=False)
+
+    def __init__(self, *args: Any, products: list[tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["product"] = forms.ChoiceField(required=False, choices=[("", "Any product"), *products])
+
+    def value(self, name: str) -> str:
+        self.is_valid()
+        return str(self.cleaned_data.get(name, ""))
+
+
+class SeatFilter(forms.Form):
+    """Which seats of a license to list. What does not fit is as if it had not been asked."""
+
+    q = forms.CharField(
+        label="Holder",
+        required=False,
+        max_length=254,
+        widget=forms.TextInput({"type": "search", "autocomplete": "off", "spellcheck": "false"}),
+    )
+    state = forms.ChoiceField(required=False, choices=[("", "In use"), *SEAT_STATES])
+
+    def value(self, name: str) -> str:
+        self.is_valid()
+        return str(self.cleaned_data.get(name, ""))
+
+
+class AssignForm(RuleForm):
+    """Give somebody a seat."""
+
+    fields_of = {"/holder": "holder"}
+    holder = forms.CharField(label="Email address of the person", max_length=254, widget=_email())
+
+
+class ReleaseForm(RuleForm):
+    """Take a seat back."""
+
+    reason = _reason(required=False)
+
+
+class TransferForm(RuleForm):
+    """Hand a seat to somebody else."""
+
+    fields_of = {"/holder": "to"}
+    to = forms.CharField(label="Email address of the new holder", max_length=254, widget=_email())
+    reason = _reason(required=False)
+
+
+class RevealForm(RuleForm):
+    """Download a license key."""
+
+    reason = _reason(required=True)

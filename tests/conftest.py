@@ -1,0 +1,38 @@
+"""What every test gets: the guards lifted around a flush, throttles and buffers emptied, a private key ring."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.test import TransactionTestCase
+
+from licensing import decisions, guards, throttles
+
+_flush = TransactionTestCase._fixture_teardown
+
+
+def _flush_unguarded(self: Any) -> None:
+    """Lift the guards, let Django empty the tables, put the guards back. Only here: production has no off switch."""
+    for using in self._databases_names(include_mirrors=False):
+        with connections[using].cursor() as cursor:
+            for guard in guards.expected():
+                table = f' ON "{guard.table}"' if connections[using].vendor == "postgresql" else ""
+                cursor.execute(f'DROP TRIGGER IF EXISTS "guard_{guard.name}"{table}')
+    try:
+        _flush(self)
+    finally:
+        for using in self._databases_names(include_mirrors=False):
+            guards.install(using=using)
+
+
+TransactionTestCase._fixture_teardown = _flush_unguarded  # type: ignore[method-assign]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_over() -> Iterator[None]:
+    """No bucket is half empty and no refusal buffered from the test before."""
+    for kind in ("address", "license", "credential"):
+        throttles.throttle(kind).clear()
+    yield
+    decisions._buffer.clear()
