@@ -23,7 +23,7 @@ $(DEV): requirements/uv.txt requirements/run.txt requirements/dev.txt .ci/enviro
 	@.ci/environment dev
 
 demo: $(RUN) ## a seeded installation on http://127.0.0.1:8000 (PORT=8001, DETACH=1 to return at once)
-	@$(PYTHON) manage.py demo --port $(PORT) $(if $(filter-out 0 no,$(DETACH)),--detach)
+	@PUBLIC_URL=http://127.0.0.1:$(PORT) $(PYTHON) manage.py demo --port $(PORT) $(if $(filter-out 0 no,$(DETACH)),--detach)
 
 demo-stop: $(RUN) ## end a demo that was started with DETACH=1
 	@$(PYTHON) manage.py demo --stop

@@ -53,6 +53,8 @@ class _Connection:
         head, found, body = self.buffer.partition(b"\r\n\r\n")
         if not found:
             return None
+        if b"transfer-encoding: chunked" in head.lower():
+            return self.buffer if body.endswith(b"0\r\n\r\n") else None
         at = head.lower().find(b"content-length:")
         length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
         return self.buffer if len(body) >= length else None

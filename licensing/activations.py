@@ -86,6 +86,10 @@ def activate(
             if _live(license, fingerprint) is None and _elsewhere(license, fingerprint):
                 raise FingerprintInUse() from None
             continue  # the same machine was activated meanwhile, or let go
+        except ActivationLimitReached:
+            if _live(license, fingerprint) is None:
+                raise
+            continue  # the last place was given to this very machine while this call waited
         return Activated(made, created=True)
     raise ActivationLimitReached("This activation is changing right now. Try again.")
 
@@ -214,7 +218,8 @@ def _start_clock(license: License, *, by: Actor, at: datetime) -> None:
     """Note the first activation, from which some revisions count the validity."""
     license.first_activated_at = at
     terms = license.plan_revision
-    if terms.validity_basis == ValidityBasis.FROM_FIRST_ACTIVATION and terms.duration is not None:
+    counts = terms.validity_basis == ValidityBasis.FROM_FIRST_ACTIVATION and terms.duration is not None
+    if counts and license.expires_at is None:  # an expiry the license was given, or kept, stays
         license.expires_at = at + terms.duration
         license.grace_until = license.expires_at + terms.grace_period if terms.grace_period else None
         license.due_at = license.expires_at

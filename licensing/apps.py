@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.apps import AppConfig
-from django.db.models.signals import post_migrate
+from django.db.models.signals import post_migrate, pre_migrate
 
 
 class LicensingConfig(AppConfig):
@@ -12,7 +12,15 @@ class LicensingConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        pre_migrate.connect(_make_way_for_migrations, sender=self)
         post_migrate.connect(_reinstall_guards, sender=self)
+
+
+def _make_way_for_migrations(using: str, plan: list[Any], **_: Any) -> None:
+    from licensing import guards
+
+    if plan:
+        guards.make_way(using=using)
 
 
 def _reinstall_guards(using: str, **_: Any) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import IntegrityError, models, transaction
 
 from licensing import audit
@@ -44,6 +45,10 @@ TERMS = (
     "grace_period",
     "maintenance",
 )
+
+
+LONGEST = timedelta(days=36_525)
+MOST = 2_000_000_000
 
 
 class RevisionIsPublished(Refused):
@@ -290,7 +295,21 @@ def _create(row: Any, action: str, after: dict[str, Any], by: Actor, at: datetim
     return row
 
 
+def _clean(row: PlanRevision | Entitlement, names: Iterable[str], pointer: str = "") -> None:
+    """Raise `Invalid` for the first of the named fields whose value the field itself cannot take."""
+    names = list(names)
+    try:
+        row.clean_fields(exclude={field.name for field in row._meta.fields} - set(names))
+    except ValidationError as error:
+        name = next(name for name in names if name in error.error_dict)
+        raise Invalid(str(error.message_dict[name][0]), pointer=f"{pointer}/{name}") from None
+
+
 def _contradictions(row: PlanRevision) -> None:
+    _clean(row, TERMS)
+    for name in ("seat_limit", "activation_limit", "seat_churn_limit", "activation_churn_limit"):
+        if (getattr(row, name) or 0) > MOST:
+            raise Invalid(f"A limit is at most {MOST}.", pointer=f"/{name}")
     if row.validity_basis == ValidityBasis.FIXED_DATE and row.fixed_expires_at is None:
         raise Invalid("Validity until a fixed date needs that date.", pointer="/fixed_expires_at")
     if row.validity_basis == ValidityBasis.FROM_FIRST_ACTIVATION and row.duration is None:
@@ -301,6 +320,8 @@ def _contradictions(row: PlanRevision) -> None:
         value = getattr(row, name)
         if value is not None and (value < timedelta() or (value == timedelta() and name != "grace_period")):
             raise Invalid("A time span is longer than nothing.", pointer=f"/{name}")
+        if value is not None and value > LONGEST:
+            raise Invalid("A time span is at most a hundred years.", pointer=f"/{name}")
     if (row.seat_churn_limit is not None or row.activation_churn_limit is not None) and row.churn_window is None:
         raise Invalid("A churn limit needs the window it counts in.", pointer="/churn_window")
     if row.seat_kind == SeatKind.FLOATING and row.seat_required:
@@ -314,15 +335,7 @@ def _grant_all(revision: PlanRevision, grants: list[Grant], at: datetime) -> Non
         if grant.key in seen:
             raise Invalid(f"The entitlement '{grant.key}' stands there twice.", pointer=f"{pointer}/key")
         seen.add(grant.key)
-        if grant.kind == EntitlementKind.VALUE and not grant.value:
-            raise Invalid("A fixed value needs its value.", pointer=f"{pointer}/value")
-        if grant.kind == EntitlementKind.ALLOWANCE and (not grant.meter or grant.amount is None or grant.amount < 0):
-            raise Invalid("An allowance needs a meter and an amount of 0 or more.", pointer=f"{pointer}/amount")
-        if grant.kind != EntitlementKind.VALUE and grant.value:
-            raise Invalid("Only a fixed value has a value.", pointer=f"{pointer}/value")
-        if grant.kind != EntitlementKind.ALLOWANCE and (grant.meter or grant.amount is not None):
-            raise Invalid("Only an allowance has a meter and an amount.", pointer=f"{pointer}/meter")
-        Entitlement.objects.create(
+        entitlement = Entitlement(
             created_at=at,
             plan_revision=revision,
             key=grant.key,
@@ -332,6 +345,16 @@ def _grant_all(revision: PlanRevision, grants: list[Grant], at: datetime) -> Non
             amount=grant.amount,
             overage=grant.overage,
         )
+        _clean(entitlement, ("key", "kind", "value", "meter", "amount", "overage"), pointer)
+        if grant.kind == EntitlementKind.VALUE and not grant.value:
+            raise Invalid("A fixed value needs its value.", pointer=f"{pointer}/value")
+        if grant.kind == EntitlementKind.ALLOWANCE and (not grant.meter or grant.amount is None or grant.amount < 0):
+            raise Invalid("An allowance needs a meter and an amount of 0 or more.", pointer=f"{pointer}/amount")
+        if grant.kind != EntitlementKind.VALUE and grant.value:
+            raise Invalid("Only a fixed value has a value.", pointer=f"{pointer}/value")
+        if grant.kind != EntitlementKind.ALLOWANCE and (grant.meter or grant.amount is not None):
+            raise Invalid("Only an allowance has a meter and an amount.", pointer=f"{pointer}/meter")
+        entitlement.save(force_insert=True)
 
 
 def _grant(entitlement: Entitlement) -> Grant:
@@ -362,6 +385,9 @@ def _promise(entitlement: Entitlement) -> str:
             return f"{amount} {entitlement.meter} per period, {beyond}"
 
 
+_NONE = {"duration": "perpetual", "maintenance": "all versions"}
+
+
 def _label(name: str) -> str:
     return name.replace("_", " ")
 
@@ -371,7 +397,7 @@ def _said(row: PlanRevision, name: str) -> str:
     field = row._meta.get_field(name)
     match value:
         case None:
-            return "no limit" if name.endswith("_limit") else "none" if name != "duration" else "perpetual"
+            return "no limit" if name.endswith("_limit") else _NONE.get(name, "none")
         case bool():
             return "yes" if value else "no"
         case timedelta():

@@ -11,7 +11,7 @@ from django.db import IntegrityError, transaction
 
 from licensing import audit
 from licensing.audit import Actor
-from licensing.errors import Refused
+from licensing.errors import Invalid, Refused
 from licensing.models import Customer, Member
 from licensing.states import MemberRole
 
@@ -65,7 +65,8 @@ def change(*, customer: Customer, name: str, email: str, by: Actor, at: datetime
 
 
 def add_member(*, customer: Customer, user: Any, role: str, by: Actor, at: datetime) -> Member:
-    """Let a user act for a customer. Raises `AlreadyMember`."""
+    """Let a user act for a customer. Raises `AlreadyMember`; `Invalid` for an unknown role."""
+    _known(role)
     member = Member(created_at=at, customer=customer, user=user, role=role)
     try:
         with transaction.atomic():
@@ -89,7 +90,8 @@ def invite(*, customer: Customer, email: str, role: str, by: Actor, at: datetime
 
 
 def change_role(*, member: Member, role: str, by: Actor, at: datetime) -> Member:
-    """Give a member another role. Raises `LastOwner` when no owner would be left."""
+    """Give a member another role. Raises `LastOwner` when no owner would be left; `Invalid` for an unknown role."""
+    _known(role)
     with transaction.atomic():
         row = _locked(member)
         if row.role != role:
@@ -116,6 +118,11 @@ def remove_member(*, member: Member, by: Actor, at: datetime) -> None:
             _needs_another_owner(row)
         audit.record(action="member.removed", by=by, on=row, at=at, before={"role": row.role, "user": str(row.user_id)})
         row.delete()
+
+
+def _known(role: str) -> None:
+    if role not in MemberRole.values:
+        raise Invalid(f"A member's role is one of {', '.join(MemberRole.values)}.", pointer="/role")
 
 
 def _locked(member: Member) -> Member:

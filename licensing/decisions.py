@@ -1,4 +1,4 @@
-"""The decision record: why a validation was refused, kept 30 days, written in batches off the request.
+"""The decision record: why a validation or another call was refused, kept 30 days, written in batches off the request.
 
 A request only puts a tuple into a bounded buffer. A daemon thread writes the buffer every second, an orderly
 stop writes the rest. When the buffer is full or the database away, what could not be kept is counted and
@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from licensing import anomalies
 from licensing.models import DecisionRecord
-from licensing.states import Severity, VerdictCode
+from licensing.states import Severity
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ def remember(
     at: datetime,
     license_id: UUID | None,
     caller: str,
-    code: VerdictCode,
+    code: str,
     looked_at: tuple[str, ...],
 ) -> None:
     """Put one refusal into the buffer; costs no query."""

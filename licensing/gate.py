@@ -185,9 +185,10 @@ def validate(request: Request, at: datetime) -> Answer:
             digests = _key_digests(request, secret)
             allowed = _within("license", digests[0].hex()[:32])
             body = _body(request)
-            if body.license_key is not None or body.license is not None:
-                field = "license_key" if body.license_key is not None else "license"
-                raise Malformed("The license is the one of the Authorization header.", pointer=f"/{field}")
+            if body.license_key is not None:
+                raise Malformed(
+                    "The license is the one of the Authorization header.", pointer="/license_key"
+                )
             try:
                 validated = validation.by_key_holder(
                     key_digests=digests,
@@ -198,6 +199,9 @@ def validate(request: Request, at: datetime) -> Answer:
             except Unauthenticated:
                 _failed(request)
                 raise
+            own = validated.snapshot.license_id if validated.snapshot else None
+            if body.license is not None and str(body.license) != own:
+                raise Missing("There is no such thing.")
         else:
             caller, allowed = identify(request, at)
             if "validate" not in caller.scopes:

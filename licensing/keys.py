@@ -61,10 +61,16 @@ def create(*, license: License, at: datetime) -> str:
 
 
 def rotate(*, license: License, by: Actor, reason: str, at: datetime) -> str:
-    """Retire the license's key and return its new one. The old one names nothing from now on."""
+    """Retire the license's key and return its new one. The old one names nothing from now on.
+
+    Raises:
+        Missing: the license has no live key to replace; a draft gets its key when it is issued.
+    """
     with transaction.atomic():
         locked = License.objects.select_for_update().get(pk=license.pk)
         old = LicenseKey.objects.filter(license=locked, retired_at=None).first()
+        if old is None:
+            raise Missing("This license has no key.")
         LicenseKey.objects.filter(license=locked, retired_at=None).update(retired_at=at)
         text = create(license=locked, at=at)
         locked.revision += 1
@@ -75,7 +81,7 @@ def rotate(*, license: License, by: Actor, reason: str, at: datetime) -> str:
             by=by,
             on=locked,
             at=at,
-            before={"key_last5": old.last5 if old else None},
+            before={"key_last5": old.last5},
             after={"key_last5": text[-5:]},
             reason=reason,
         )

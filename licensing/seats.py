@@ -96,6 +96,10 @@ def assign(*, license: License, holder: str, by: Actor, at: datetime) -> Assigne
             return Assigned(_grant(license, holder, SeatState.ASSIGNED, by=by, at=at), created=True)
         except IntegrityError:
             continue  # the same holder was given a seat meanwhile, or it was given back
+        except NoSeatAvailable:
+            if _live(license, holder) is None:
+                raise
+            # The last seat was given to this very holder while this call waited for the license.
     raise NoSeatAvailable("This seat is changing right now. Try again.")
 
 
@@ -145,6 +149,8 @@ def transfer(*, seat: Seat, to: str, by: Actor, at: datetime, reason: str = "") 
                 raise SeatReleased()
             if row.state == SeatState.BLOCKED:
                 raise SeatIsBlocked()
+            if row.holder == to:
+                raise HolderHasSeat()
             _usable(license, at)
             _allow_churn(license, at)
             _close(row, by=by, at=at, reason=reason or "transferred")
@@ -157,12 +163,12 @@ def transfer(*, seat: Seat, to: str, by: Actor, at: datetime, reason: str = "") 
 
 def block(*, seat: Seat, by: Actor, at: datetime, reason: str) -> Seat:
     """Stop the holder from using the seat; it stays taken, so that nobody else gets it either."""
-    return _change(seat, SeatState.BLOCKED, "seat.blocked", by=by, at=at, reason=reason)
+    return _change(seat, {SeatState.RESERVED, SeatState.ASSIGNED}, SeatState.BLOCKED, "seat.blocked", by=by, at=at, reason=reason)
 
 
 def unblock(*, seat: Seat, by: Actor, at: datetime, reason: str = "") -> Seat:
-    """Let the holder use the seat again."""
-    return _change(seat, SeatState.ASSIGNED, "seat.unblocked", by=by, at=at, reason=reason)
+    """Let the holder of a blocked seat use it again."""
+    return _change(seat, {SeatState.BLOCKED}, SeatState.ASSIGNED, "seat.unblocked", by=by, at=at, reason=reason)
 
 
 def release_all(*, license: License, by: Actor, at: datetime, reason: str) -> int:
@@ -256,6 +262,8 @@ def _take_up(seat: Seat, *, by: Actor, at: datetime) -> Assigned:
         row = Seat.objects.select_for_update().get(pk=seat.pk)
         if row.state == SeatState.ASSIGNED:
             return Assigned(row, created=False)
+        if row.state == SeatState.BLOCKED:
+            raise SeatIsBlocked()
         if row.state != SeatState.RESERVED:
             raise SeatReleased()
         row.state, row.assigned_at = SeatState.ASSIGNED, at
@@ -272,13 +280,15 @@ def _take_up(seat: Seat, *, by: Actor, at: datetime) -> Assigned:
     return Assigned(row, created=True)
 
 
-def _change(seat: Seat, state: SeatState, action: str, *, by: Actor, at: datetime, reason: str) -> Seat:
+def _change(
+    seat: Seat, former: set[SeatState], state: SeatState, action: str, *, by: Actor, at: datetime, reason: str
+) -> Seat:
     with transaction.atomic():
         license = lock(seat.license_id)
         row = Seat.objects.select_for_update().get(pk=seat.pk)
         if row.state == SeatState.RELEASED:
             raise SeatReleased()
-        if row.state != state:
+        if row.state in former:
             audit.record(
                 action=action,
                 by=by,
@@ -289,7 +299,8 @@ def _change(seat: Seat, state: SeatState, action: str, *, by: Actor, at: datetim
                 reason=reason,
             )
             row.state = state
-            row.assigned_at = row.assigned_at or at
+            if state == SeatState.ASSIGNED:
+                row.assigned_at = row.assigned_at or at
             row.save()
             touch(license.pk, at)
     return row

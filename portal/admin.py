@@ -1,4 +1,4 @@
-"""Staff pages of people: users who sign in by email, and groups of permissions.
+"""Staff pages of people: users who sign in by email, groups of permissions, and wrong passwords.
 
 Only a superuser changes them, so that nobody gives themselves more; each change is an audit entry, written in the
 transaction of the change. Who acts for which customer is licensing's (`customers`).
@@ -6,7 +6,12 @@ transaction of the change. Who acts for which customer is licensing's (`customer
 
 from typing import Any
 
+from allauth.account import admin as _allauth  # noqa: F401  registers what is taken away below
+from allauth.account.models import EmailAddress
+from axes import admin as _axes  # noqa: F401  as above
+from axes.models import AccessAttempt, AccessFailureLog, AccessLog
 from django import forms
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
@@ -19,7 +24,7 @@ from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from licensing import audit
-from licensing.admin.base import BoundedPaginator, list_of
+from licensing.admin.base import BoundedPaginator, StaffModelAdmin, list_of
 from licensing.models import AuditEntry
 from portal.access import actor_of
 from portal.models import User
@@ -130,7 +135,41 @@ class UserAdmin(_People, DjangoUserAdmin):
         return response
 
 
-admin.site.unregister(Group)
+class LockedFilter(admin.SimpleListFilter):
+    """Whether so many wrong passwords were given that more are refused for a while."""
+
+    title = "locked out"
+    parameter_name = "locked"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("yes", "yes"), ("no", "no")]
+
+    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
+        match self.value():
+            case "yes":
+                return queryset.filter(failures_since_start__gte=settings.AXES_FAILURE_LIMIT)
+            case "no":
+                return queryset.filter(failures_since_start__lt=settings.AXES_FAILURE_LIMIT)
+        return queryset
+
+
+# What the packages bring would write past our rules: gone, or read-only under our base.
+for model in (Group, EmailAddress, AccessAttempt, AccessLog, AccessFailureLog):
+    if admin.site.is_registered(model):
+        admin.site.unregister(model)
+
+
+@admin.register(AccessAttempt)
+class AccessAttemptAdmin(StaffModelAdmin):
+    """Wrong passwords, read-only, without what was typed."""
+
+    list_display = ("username", "ip_address", "failures_since_start", "attempt_time", "path_info")
+    list_filter = (LockedFilter,)
+    search_fields = ("=username", "=ip_address")
+    search_help_text = "Email or address, as it was given"
+    fieldsets = (
+        (None, {"fields": ("username", "ip_address", "user_agent", "path_info", "failures_since_start", "attempt_time")}),
+    )
 
 
 @admin.register(Group)

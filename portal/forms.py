@@ -68,7 +68,7 @@ class SeatFilter(forms.Form):
     """Which seats of a license to list. What does not fit is as if it had not been asked."""
 
     q = forms.CharField(
-        label="Holder",
+        label="Find a holder",
         required=False,
         max_length=254,
         widget=forms.TextInput({"type": "search", "autocomplete": "off", "spellcheck": "false"}),

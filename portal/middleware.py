@@ -14,7 +14,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import Resolver404, resolve
 
 from licensing import gate
-from licensing.api.door import client_address, django_response, plain_request, request_id_of
+from licensing.api.door import client_address, django_response, plain_request, request_id_of, unreadable
 
 __all__ = ["AnswerMiddleware", "answer_api", "client_address"]
 
@@ -37,7 +37,7 @@ class AnswerMiddleware:
         request_id = request_id_of(request)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        if request.path_info.startswith(API):
+        if f"{request.path_info}/".startswith(API):
             return answer_api(request)
         response = self.get_response(request)
         response["X-Request-Id"] = request_id
@@ -69,7 +69,7 @@ def answer_api(request: HttpRequest) -> HttpResponse:
     if settings.PRODUCTION:
         answer.headers["strict-transport-security"] = f"max-age={settings.SECURE_HSTS_SECONDS}; includeSubDomains"
     answer = gate.sign(asked, answer)
-    answer.headers.pop("content-length", None)
+    answer.headers["content-length"] = str(len(answer.body))
     return django_response(answer)
 
 
@@ -79,10 +79,12 @@ def _view_answer(request: HttpRequest) -> Any:
         raise PlainHttp
     request.get_host()
     length = request.META.get("CONTENT_LENGTH") or "0"
-    if not length.isdigit():
+    if not length.isascii() or not length.isdigit():
         raise SuspiciousOperation("Content-Length is no number")
-    if int(length) > gate.LONGEST_BODY:
+    if len(length) > 12 or int(length) > gate.LONGEST_BODY:
         raise RequestDataTooBig
+    if unreadable(request):
+        raise SuspiciousOperation("The body ended too early")
     match = resolve(request.path_info)
     request.resolver_match = match
     response = match.func(request, *match.args, **match.kwargs)

@@ -308,7 +308,7 @@ def status_words(license: License, at: datetime) -> Status:
             brief = f"Expires {day(ends)}"
             sentence = f"It expires on {moment(ends)}, {_left(ends - at)}."
             if grace is not None:
-                sentence += f" It can still be used until {moment(grace)}."
+                sentence += f" After that, it can still be used until {moment(grace)}."
         case LicenseStatus.IN_GRACE if ends is not None and grace is not None:
             brief = f"Stops {day(grace)}"
             sentence = (
@@ -415,9 +415,9 @@ def _waits_for_activation(license: License) -> bool:
 
 
 def _left(length: timedelta) -> str:
-    if length.days >= 1:
-        return f"in {_many(length.days, 'day')}"
-    return f"in {_many(max(length.seconds // 3600, 1), 'hour')}"
+    if length >= timedelta(days=1):
+        return f"in {_many(round(length / timedelta(days=1)), 'day')}"
+    return f"in {_many(max(round(length / timedelta(hours=1)), 1), 'hour')}"
 
 
 def _many(count: int, noun: str) -> str:

@@ -57,7 +57,7 @@ INSTALLED_APPS = [
     "portal",
     "billing",
     "licensing",
-    "unfold",
+    "unfold.apps.BasicAppConfig",  # without its own site: ours is `portal.staff_site.StaffSite`
     "unfold.contrib.filters",
     "unfold.contrib.simple_history",
     "portal.staff.StaffAdminConfig",
@@ -333,7 +333,8 @@ EMAIL_TIMEOUT = 10
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="licenses@localhost")
 
 STATIC_URL = "/static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
+STATIC_ROOT = BASE_DIR / "staticfiles" if PRODUCTION else VAR_DIR / "staticfiles"
+STATIC_ROOT.mkdir(parents=True, exist_ok=True)
 STATICFILES_DIRS = [BASE_DIR / "static"]
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},

@@ -115,6 +115,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                 _list("Outbox", "outbox", "outboxmessage"),
                 _list("Kept answers", "replay", "idempotencyrecord"),
                 ("Staff and people", "person", "admin:portal_user_changelist", "portal.view_user"),
+                ("Wrong passwords", "lock", "admin:axes_accessattempt_changelist", "axes.view_accessattempt"),
                 ("Staff groups", "groups", "admin:auth_group_changelist", "auth.view_group"),
             ],
         ),
@@ -165,7 +166,7 @@ def _without_secrets(request: HttpRequest) -> HttpResponse | None:
 
 def _overview(request: HttpRequest, at: datetime) -> dict[str, Any]:
     from licensing import sweeps
-    from licensing.admin.system import lag_said
+    from licensing.admin.system import lag_said, standing_said
     from licensing.models import Anomaly, OutboxMessage
     from licensing.states import AnomalyState
 
@@ -173,7 +174,7 @@ def _overview(request: HttpRequest, at: datetime) -> dict[str, Any]:
     overview: dict[str, Any] = {"may_look_up": user.has_perm("licensing.view_license")}
     if user.has_perm("licensing.view_jobstate"):
         standings = [sweeps.standing(job, at=at) for job in sweeps.JOBS]
-        overview["jobs"] = [(standing, lag_said(standing)) for standing in standings]
+        overview["jobs"] = [(job, standing_said(job), lag_said(job)) for job in standings]
     if user.has_perm("licensing.view_anomaly"):
         overview["anomalies"] = list(Anomaly.objects.exclude(state=AnomalyState.RESOLVED).order_by("-last_at")[:8])
     if user.has_perm("licensing.view_outboxmessage"):

@@ -159,7 +159,7 @@ def _back_here_after_password(
     @wraps(view)
     def wrapped(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
         try:
-            return guarded(request, **kwargs)  # type: ignore[no-any-return]
+            return guarded(request, **kwargs)
         except ReauthenticationRequired:
             if request.method == "POST":
                 request.session[KEPT_REASON] = request.POST.get("reason", "")[:200]

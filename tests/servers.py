@@ -154,9 +154,7 @@ def free_port() -> int:
 
 def _version(program: Path) -> str:
     try:
-        said = subprocess.run(
-            [program, "--version"], capture_output=True, text=True, timeout=20, check=True
-        ).stdout
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
     found = re.search(r"(?:PostgreSQL\)|v=|server) ?v?=?(\d+(?:\.\d+)*)", said)
@@ -250,9 +248,7 @@ class _Identity:
 
     def can_run(self, program: Path, *, cwd: Path) -> bool:
         try:
-            done = subprocess.run(
-                [program, "--version"], cwd=cwd, capture_output=True, timeout=20, **self.arguments
-            )
+            done = subprocess.run([program, "--version"], cwd=cwd, capture_output=True, timeout=20, **self.arguments)
         except OSError:
             return False
         return done.returncode == 0

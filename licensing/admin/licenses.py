@@ -16,7 +16,7 @@ from django.utils.html import format_html
 from licensing import activations, keys, lifecycle, seats, validation
 from licensing.admin import theme
 from licensing.admin.acts import Act
-from licensing.admin.base import StaffHistoryAdmin, StaffModelAdmin, as_uuid, link_to, list_of
+from licensing.admin.base import StaffHistoryAdmin, StaffModelAdmin, as_uuid, instant, link_to, list_of
 from licensing.admin.forms import ActForm, CodeField, SpanField, why
 from licensing.audit import Actor
 from licensing.models import (
@@ -395,7 +395,7 @@ class LicenseAdmin(StaffHistoryAdmin):
     """Licenses: found, judged, and changed only by acts."""
 
     change_form_template = "admin/licensing/license/change_form.html"
-    list_before_template = "admin/staff/look_up_box.html"
+    list_before_template = "admin/staff/before_licenses.html"
     list_display = ("key_tail", "customer", "plan_shown", "status_shown", "seats_shown", "machines_shown", "expires_at")
     list_filter = (StatusFilter, "scheme", "product")
     search_fields = ("pk",)
@@ -406,11 +406,16 @@ class LicenseAdmin(StaffHistoryAdmin):
     add_permission = "licensing.issue_license"
     uuid_fields = ("customer_id",)
     fieldsets = (
-        (None, {"fields": ("id", "customer", "product", "plan_revision", "scheme")}),
         (
-            "Time",
+            "Every field",
             {
+                "classes": ("collapse",),
                 "fields": (
+                    "id",
+                    "customer",
+                    "product",
+                    "plan_revision",
+                    "scheme",
                     "issued_at",
                     "starts_at",
                     "first_activated_at",
@@ -418,14 +423,18 @@ class LicenseAdmin(StaffHistoryAdmin):
                     "grace_until",
                     "maintenance_until",
                     "revoked_at",
-                )
-            },
-        ),
-        (
-            "Inner works",
-            {
-                "classes": ("collapse",),
-                "fields": ("seats_ceiling", "activations_ceiling", "revision", "updated_at", "swept_status", "due_at"),
+                    "seat_limit",
+                    "seats_ceiling",
+                    "seats_used",
+                    "activation_limit",
+                    "activations_ceiling",
+                    "activations_used",
+                    "revision",
+                    "created_at",
+                    "updated_at",
+                    "swept_status",
+                    "due_at",
+                ),
             },
         ),
     )
@@ -500,9 +509,20 @@ class LicenseAdmin(StaffHistoryAdmin):
             "status_colour": COLOURS[label],
             "verdict": validated.verdict,
             "verdict_at": at,
-            "key_tail": tail_of(row),
-            "seats_said": used(row.seats_used, row.seat_limit),
-            "machines_said": used(row.activations_used, row.activation_limit),
+            "facts": [
+                ("Key", tail_of(row)),
+                ("Customer", link_to(row.customer)),
+                ("Product", link_to(row.product)),
+                ("Plan revision", link_to(row.plan_revision)),
+                ("Starts (UTC)", instant(row.starts_at)),
+                ("Expires (UTC)", instant(row.expires_at, "never")),
+                ("Grace until", instant(row.grace_until, "no grace")),
+                ("Maintenance until", instant(row.maintenance_until, "no window")),
+                ("Seats in use", used(row.seats_used, row.seat_limit)),
+                ("Machines in use", used(row.activations_used, row.activation_limit)),
+                ("Scheme", row.get_scheme_display()),
+                ("First activated", instant(row.first_activated_at)),
+            ],
             "tables": self._tables(request, row),
         }
 
@@ -513,7 +533,7 @@ class LicenseAdmin(StaffHistoryAdmin):
                 "title": "Holds",
                 "headers": ["Reason", "Placed", "Lifted", "Note"],
                 "rows": [
-                    [hold.get_reason_display(), _when(hold.placed_at), _when(hold.lifted_at, "open"), hold.note or "–"]
+                    [hold.get_reason_display(), instant(hold.placed_at), instant(hold.lifted_at, "open"), hold.note or "–"]
                     for hold in row.holds.order_by("-placed_at")[:SHOWN]
                 ],
                 "more": list_of(Hold, license__id__exact=row.pk),
@@ -525,8 +545,8 @@ class LicenseAdmin(StaffHistoryAdmin):
                     [
                         link_to(seat, seat.holder),
                         seat.state,
-                        _when(seat.assigned_at),
-                        _when(seat.released_at),
+                        instant(seat.assigned_at),
+                        instant(seat.released_at),
                         _act_link(seat, "release", "Release…") if may_seat and not seat.released_at else "",
                     ]
                     for seat in _live_first(row.seats.all(), "released_at")
@@ -540,9 +560,9 @@ class LicenseAdmin(StaffHistoryAdmin):
                     [
                         link_to(machine, machine.name or f"{machine.fingerprint[:16]}…"),
                         machine.platform or "–",
-                        _when(machine.activated_at),
-                        _when(machine.last_seen_at),
-                        _when(machine.deactivated_at),
+                        instant(machine.activated_at),
+                        instant(machine.last_seen_at),
+                        instant(machine.deactivated_at),
                         _act_link(machine, "deactivate", "Let go…") if may_seat and not machine.deactivated_at else "",
                     ]
                     for machine in _live_first(row.activations.all(), "deactivated_at")
@@ -553,7 +573,7 @@ class LicenseAdmin(StaffHistoryAdmin):
                 "title": "Terms",
                 "headers": ["From", "Scheme", "Plan revision", "Reason"],
                 "rows": [
-                    [_when(term.starts_at), term.get_scheme_display(), str(term.plan_revision), term.reason or "–"]
+                    [instant(term.starts_at), term.get_scheme_display(), str(term.plan_revision), term.reason or "–"]
                     for term in row.terms.select_related("plan_revision__plan")[:SHOWN]
                 ],
                 "more": list_of(Term, license__id__exact=row.pk),
@@ -562,7 +582,7 @@ class LicenseAdmin(StaffHistoryAdmin):
                 "title": "Last refusals",
                 "headers": ["At", "Verdict", "Rules looked at", "Caller", "Request"],
                 "rows": [
-                    [_when(record.at), record.code, ", ".join(record.looked_at), record.caller, record.request_id]
+                    [instant(record.at), record.code, ", ".join(record.looked_at), record.caller, record.request_id]
                     for record in DecisionRecord.objects.filter(license_id=row.pk)[:SHOWN]
                 ],
                 "more": list_of(DecisionRecord, license_id=row.pk),
@@ -572,7 +592,7 @@ class LicenseAdmin(StaffHistoryAdmin):
                 "headers": ["At", "Action", "By", "Reason"],
                 "rows": [
                     [
-                        link_to(entry, f"{entry.at:%Y-%m-%d %H:%M:%S}"),
+                        link_to(entry, instant(entry.at)),
                         entry.action,
                         entry.actor_label or entry.actor_id,
                         entry.reason or "–",
@@ -587,10 +607,6 @@ class LicenseAdmin(StaffHistoryAdmin):
 def _live_first(rows: QuerySet[Any], ended: str) -> list[Any]:
     live = list(rows.filter(**{ended: None}).order_by("-id")[:SHOWN])
     return live + list(rows.filter(**{f"{ended}__isnull": False}).order_by("-id")[: SHOWN - len(live)])
-
-
-def _when(instant: datetime | None, otherwise: str = "–") -> str:
-    return f"{instant:%Y-%m-%d %H:%M}" if instant else otherwise
 
 
 def _act_link(row: Any, act: str, label: str) -> str:
@@ -609,7 +625,7 @@ class _OfLicense(StaffModelAdmin):
         return link_to(row.license, f"{row.license.customer}: {row.license.product}")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return super().get_queryset(request).select_related("license__customer", "license__product")  # type: ignore[no-any-return]
+        return super().get_queryset(request).select_related(*self.list_select_related)  # type: ignore[no-any-return]
 
 
 @admin.register(LicenseKey)

@@ -24,6 +24,13 @@ def lag_said(standing: Standing) -> str:
     return said(standing.lag)
 
 
+def standing_said(standing: Standing) -> str:
+    """Return whether a job runs as often as it should."""
+    if standing.overdue:
+        return "overdue"
+    return "on time" if standing.last_finished_at else "not run yet"
+
+
 @admin.register(JobState)
 class JobStateAdmin(StaffModelAdmin):
     """The periodic jobs, read-only: a late one is mended by running its worker, not here."""
@@ -49,13 +56,12 @@ class JobStateAdmin(StaffModelAdmin):
         return lag_said(standing) if standing else "–"
 
     @theme.display(
-        description="standing", label={"on time": "success", "overdue": "danger", "no longer run": "default"}
+        description="standing",
+        label={"on time": "success", "overdue": "danger", "not run yet": "info", "no longer run": "default"},
     )
     def standing(self, state: JobState) -> str:
         standing = self._standing(state)
-        if standing is None:
-            return "no longer run"
-        return "overdue" if standing.overdue else "on time"
+        return standing_said(standing) if standing else "no longer run"
 
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
         return queryset.filter(name__icontains=search_term.strip()), False

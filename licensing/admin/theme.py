@@ -2,6 +2,7 @@
 
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import display
+from unfold.views import ChangeList
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget as Checkboxes
 from unfold.widgets import UnfoldAdminEmailInputWidget as EmailInput
 from unfold.widgets import UnfoldAdminIntegerFieldWidget as NumberInput
@@ -11,6 +12,7 @@ from unfold.widgets import UnfoldAdminTextareaWidget as Textarea
 from unfold.widgets import UnfoldAdminTextInputWidget as TextInput
 
 __all__ = [
+    "ChangeList",
     "Checkboxes",
     "DateTimeInput",
     "EmailInput",

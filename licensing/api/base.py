@@ -12,10 +12,11 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from licensing import gate, idempotency
+from licensing import decisions, gate, idempotency
 from licensing.api.door import plain_request
 from licensing.audit import Actor
 from licensing.credentials import Caller
+from licensing.errors import Refused
 
 
 class StrictSerializer(serializers.Serializer[Any]):
@@ -86,6 +87,18 @@ class ApiViewSet(viewsets.GenericViewSet[Any]):
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.at = timezone.now()
         super().initial(request, *args, **kwargs)
+
+    def handle_exception(self, exc: Exception) -> Response:
+        if isinstance(exc, Refused):
+            decisions.remember(
+                request_id=self.caller.request_id,
+                at=self.at,
+                license_id=self.caller.license_id,
+                caller=f"{'credential' if self.caller.kind == 'B' else 'license'}:{self.caller.id}",
+                code=exc.code,
+                looked_at=(f"{self.request.method} {self.request.path}",),
+            )
+        return super().handle_exception(exc)
 
     def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
         allowed = getattr(getattr(request, "_request", request), "allowed", None)

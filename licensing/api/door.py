@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
 from licensing import gate
 from licensing.ids import uuid7
@@ -21,8 +21,9 @@ def plain_request(request: HttpRequest) -> gate.Request:
     if found is None:
         try:
             body = request.body if request.method not in ("GET", "HEAD") else b""
-        except RequestDataTooBig:
-            body = b""
+        except (RequestDataTooBig, UnreadablePostError, ValueError):  # ValueError: a length that is no number
+            # Half a body must never be taken for an empty one: see `unreadable`.
+            body, request._unreadable = b"", True  # type: ignore[attr-defined]
         found = gate.Request(
             method=request.method or "",
             target=settings.PUBLIC_URL + request.get_full_path(),
@@ -33,6 +34,12 @@ def plain_request(request: HttpRequest) -> gate.Request:
         )
         request._plain = found  # type: ignore[attr-defined]
     return found
+
+
+def unreadable(request: HttpRequest) -> bool:
+    """Return whether the request's body could not be read, so that nothing may be done for it."""
+    plain_request(request)
+    return getattr(request, "_unreadable", False)
 
 
 def django_response(answer: gate.Answer) -> HttpResponse:

@@ -14,9 +14,12 @@ router.register("members", views.MemberViews)
 router.register("licenses", views.LicenseViews)
 router.register("seats", views.SeatViews)
 router.register("activations", views.ActivationViews)
-router.register("entitlements", views.EntitlementViews, basename="entitlements")
 router.register("credentials", views.CredentialViews)
 router.register("anomalies", views.AnomalyViews)
 router.register("audit-entries", views.AuditEntryViews)
 
-urlpatterns = [path("validate", views.validate, name="validate"), *router.urls]
+urlpatterns = [
+    path("validate", views.validate, name="validate"),
+    path("entitlements", views.EntitlementViews.as_view({"get": "list"}), name="entitlements"),
+    *router.urls,
+]

@@ -723,7 +723,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='entitlement',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('amount', None), ('kind', 'flag'), ('meter', ''), ('value', '')), models.Q(('amount', None), ('kind', 'value'), ('meter', ''), models.Q(('value', ''), _negated=True)), models.Q(('amount__gte', 0), ('kind', 'allowance'), ('value', ''), models.Q(('meter', ''), _negated=True)), _connector='OR'), name='entitlement_holds_what_its_kind_says'),
+            constraint=models.CheckConstraint(condition=models.Q(models.Q(('amount', None), ('kind', 'flag'), ('meter', ''), ('value', '')), models.Q(('amount', None), ('kind', 'value'), ('meter', ''), models.Q(('value', ''), _negated=True)), models.Q(('amount__gte', 0), ('amount__isnull', False), ('kind', 'allowance'), ('value', ''), models.Q(('meter', ''), _negated=True)), _connector='OR'), name='entitlement_holds_what_its_kind_says'),
         ),
         migrations.AddConstraint(
             model_name='plan',
@@ -743,7 +743,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='license',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('seat_limit', None), ('seats_ceiling', None)), models.Q(('seat_limit__isnull', False), ('seats_ceiling__gte', models.F('seat_limit'))), _connector='OR'), name='seats_ceiling_is_at_least_the_limit'),
+            constraint=models.CheckConstraint(condition=models.Q(models.Q(('seat_limit', None), ('seats_ceiling', None)), models.Q(('seat_limit__isnull', False), ('seats_ceiling__gte', models.F('seat_limit')), ('seats_ceiling__isnull', False)), _connector='OR'), name='seats_ceiling_is_at_least_the_limit'),
         ),
         migrations.AddConstraint(
             model_name='license',
@@ -751,7 +751,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='license',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('activation_limit', None), ('activations_ceiling', None)), models.Q(('activation_limit__isnull', False), ('activations_ceiling__gte', models.F('activation_limit'))), _connector='OR'), name='activations_ceiling_is_at_least_the_limit'),
+            constraint=models.CheckConstraint(condition=models.Q(models.Q(('activation_limit', None), ('activations_ceiling', None)), models.Q(('activation_limit__isnull', False), ('activations_ceiling__gte', models.F('activation_limit')), ('activations_ceiling__isnull', False)), _connector='OR'), name='activations_ceiling_is_at_least_the_limit'),
         ),
         migrations.AddConstraint(
             model_name='license',

@@ -176,7 +176,7 @@ class Entitlement(Row):
             models.CheckConstraint(
                 condition=Q(kind="flag", value="", meter="", amount=None)
                 | Q(kind="value", meter="", amount=None) & ~Q(value="")
-                | Q(kind="allowance", value="", amount__gte=0) & ~Q(meter=""),
+                | Q(kind="allowance", value="", amount__isnull=False, amount__gte=0) & ~Q(meter=""),
                 name="entitlement_holds_what_its_kind_says",
             ),
         ]

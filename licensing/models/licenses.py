@@ -88,7 +88,7 @@ class License(Row):
             ),
             models.CheckConstraint(
                 condition=Q(seat_limit=None, seats_ceiling=None)
-                | Q(seat_limit__isnull=False, seats_ceiling__gte=F("seat_limit")),
+                | Q(seat_limit__isnull=False, seats_ceiling__isnull=False, seats_ceiling__gte=F("seat_limit")),
                 name="seats_ceiling_is_at_least_the_limit",
             ),
             models.CheckConstraint(
@@ -97,7 +97,7 @@ class License(Row):
             ),
             models.CheckConstraint(
                 condition=Q(activation_limit=None, activations_ceiling=None)
-                | Q(activation_limit__isnull=False, activations_ceiling__gte=F("activation_limit")),
+                | Q(activation_limit__isnull=False, activations_ceiling__isnull=False, activations_ceiling__gte=F("activation_limit")),
                 name="activations_ceiling_is_at_least_the_limit",
             ),
             models.CheckConstraint(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from axes.models import AccessAttempt
 from django.apps import apps
 from django.contrib import admin
 from django.contrib.auth.models import Group
@@ -61,6 +62,10 @@ def world() -> dict[str, str]:
     )  # fmt: skip
     JobState.objects.create(name="expiration-sweep", last_finished_at=AT)
     Group.objects.create(name="Support")
+    AccessAttempt.objects.create(
+        username="ann@example.com", ip_address="192.0.2.1", path_info="/admin/login/", failures_since_start=6,
+        get_data="", post_data="typed=PASSWORD-TYPED",
+    )  # fmt: skip
     row = LicenseKey.objects.get()
     return {
         "key": key,
@@ -69,6 +74,7 @@ def world() -> dict[str, str]:
         "secret": secret,
         "secret digest": bytes(credential.digest).hex(),
         "sealed answer": "SEALED-ANSWER",
+        "typed password": "PASSWORD-TYPED",
     }
 
 

@@ -166,8 +166,8 @@ def test_it_puts_entitlements_into_words(signed_in):
         {"key": "renders", "kind": "allowance", "meter": "renders", "amount": "1500.50", "overage": "charge"},
     ):
         Entitlement.objects.create(created_at=factories.AT, plan_revision=revision, **values)
-    catalog.publish(revision=revision, by=factories.BY, at=factories.AT)
-    license = factories.make_license(customer=member.customer, plan_revision=revision)
+    published = catalog.publish(revision=revision, by=factories.BY, at=factories.AT)
+    license = factories.make_license(customer=member.customer, plan_revision=published)
 
     page = text_of(signed_in(member).get(url(license)))
 

@@ -11,7 +11,10 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import ERROR
-from django.core.management.base import BaseCommand
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+
+from portal import checks
 
 # One thread at a time runs Python; the others wait for a database or a cache.
 DEFAULT_THREADS = 4
@@ -30,7 +33,8 @@ def command(*, host: str, port: int, workers: int | None = None, threads: int | 
         *("--interface", "wsgi", "--no-ws"),
         *("--host", host, "--port", str(port)),
         *("--workers", str(workers), "--blocking-threads", str(threads)),
-        *("--respawn-failed-workers", "--workers-kill-timeout", "30", "--log-level", "warning"),
+        *("--respawn-failed-workers", "--workers-kill-timeout", "30"),
+        *("--log-level", "warning"),
     ]
 
 
@@ -46,6 +50,11 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if settings.PRODUCTION:
             self.check(include_deployment_checks=True, fail_level=ERROR)
+        # The workers ask this too, but can only die of it, again and again.
+        try:
+            checks.refuse_to_start_unguarded()
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from error
         line = command(
             host=options["host"], port=options["port"], workers=options["workers"], threads=options["threads"]
         )
