@@ -4,6 +4,7 @@
 raises into the request it observes, and says loudly in the log when it cannot write.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -41,10 +42,13 @@ def flag(
     log.warning("anomaly", rule=rule, severity=str(severity), object_kind=object_kind, object_id=object_id)
     hour_at = at.replace(minute=0, second=0, microsecond=0)
     same = {"rule": rule, "object_kind": object_kind, "object_id": object_id, "hour_at": hour_at}
+    kept = _kept(evidence)
+    why: DatabaseError | None = None
     try:
         for _ in range(2):
-            if Anomaly.objects.filter(**same).update(count=F("count") + 1, last_at=at, evidence=audit.plain(evidence)):
-                return
+            with transaction.atomic():  # a failure must leave the caller's transaction usable
+                if Anomaly.objects.filter(**same).update(count=F("count") + 1, last_at=at, evidence=kept):
+                    return
             try:
                 with transaction.atomic():
                     Anomaly.objects.create(
@@ -54,13 +58,29 @@ def flag(
                         license_id=license_id,
                         first_at=at,
                         last_at=at,
-                        evidence=audit.plain(evidence),
+                        evidence=kept,
                     )
                 return
-            except IntegrityError:
-                continue  # somebody else was first: count up instead
+            except IntegrityError as error:
+                why = error  # somebody else was first: count up instead
     except DatabaseError as error:
-        log.error("anomaly_not_recorded", rule=rule, object_id=object_id, error=str(error))
+        why = error
+    log.error("anomaly_not_recorded", rule=rule, object_id=object_id, error=str(why))
+
+
+def _kept(value: Any) -> Any:
+    """Return evidence as a JSON column holds it: what is foreign to it is kept in words, not refused."""
+    match value:
+        case Mapping():
+            return {str(name): _kept(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_kept(item) for item in value]
+        case str():
+            return value.replace("\x00", "\ufffd")
+    try:
+        return audit.plain({"": value})[""]
+    except TypeError:
+        return repr(value)
 
 
 def acknowledge(*, anomaly: Anomaly, by: Actor, at: datetime) -> Anomaly:

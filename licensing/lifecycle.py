@@ -12,6 +12,7 @@ from django.db import IntegrityError, transaction
 
 from licensing import activations, audit, keys, notices, schemes, seats
 from licensing.audit import Actor
+from licensing.catalog import LONGEST, MOST
 from licensing.errors import Invalid, Refused
 from licensing.models import Customer, Hold, License, PlanRevision
 from licensing.seats import LicenseNotUsable
@@ -167,6 +168,8 @@ def renew(*, license: License, by: Actor, at: datetime, reason: str = "", durati
             span = duration or terms.duration
             if span is None or span <= timedelta():
                 raise Invalid("Say for how long: the plan has no duration of its own.", pointer="/duration_seconds")
+            if span > LONGEST:
+                raise Invalid("A renewal is for at most a hundred years.", pointer="/duration_seconds")
             _expire_at(row, _renewed_from(terms.renewal_basis, row.expires_at, at) + span)
         if row.maintenance_until is not None and terms.maintenance is not None:
             row.maintenance_until = _renewed_from(terms.renewal_basis, row.maintenance_until, at) + terms.maintenance
@@ -301,9 +304,6 @@ def change_limits(
     activation_limit: int | None = UNCHANGED,
 ) -> License:
     """Give this license limits of its own. None is no limit. Raises `LicenseNotUsable`, `Invalid`."""
-    for name, value in (("seat_limit", seat_limit), ("activation_limit", activation_limit)):
-        if value is not UNCHANGED and value is not None and not 0 <= value <= 2_000_000_000:
-            raise Invalid("A limit is a whole number of 0 or more.", pointer=f"/{name}")
     with transaction.atomic():
         row = _standing(license)
         before = _facts(row)
@@ -410,6 +410,9 @@ def _facts(row: License) -> dict[str, Any]:
 
 
 def _limit(row: License, seat_limit: int | None, activation_limit: int | None) -> None:
+    for name, value in (("seat_limit", seat_limit), ("activation_limit", activation_limit)):
+        if value is not None and not 0 <= value <= MOST:
+            raise Invalid(f"A limit is a whole number from 0 to {MOST}.", pointer=f"/{name}")
     row.seat_limit = seat_limit
     row.seats_ceiling = None if seat_limit is None else max(seat_limit, row.seats_used)
     row.activation_limit = activation_limit

@@ -7,6 +7,7 @@ recipients up only when it sends.
 from datetime import datetime
 from typing import Any
 
+from django.conf import settings
 from django.core.mail import EmailMessage
 from django.template.loader import render_to_string
 
@@ -38,7 +39,11 @@ def send(message: OutboxMessage) -> None:
         emails.add(license.customer.email)
     if not emails:
         return
-    context = {"license": license, "facts": message.payload["facts"]}
+    context = {
+        "license": license,
+        "facts": message.payload["facts"],
+        "link": f"{settings.PUBLIC_URL}/licenses/{license.pk}/",
+    }
     text = render_to_string(f"emails/{message.payload['template']}.txt", context)
     subject, _, body = text.strip().partition("\n")
     for position, email in enumerate(sorted(emails)):

@@ -15,6 +15,7 @@ from django.db import transaction
 from licensing.models import OutboxMessage
 
 GIVE_UP_AFTER = timedelta(days=3)
+FEWEST_TRIES = 12  # half a day of retries, also for what waited three days because no relay ran
 FIRST_RETRY = timedelta(seconds=10)
 LONGEST_RETRY = timedelta(hours=6)
 
@@ -61,7 +62,7 @@ def relay(*, handlers: dict[str, Handler], at: datetime, limit: int = 200) -> tu
 def _postpone(message: OutboxMessage, error: Exception, at: datetime) -> bool:
     """Keep the failure and the next try on the row; return whether it is given up."""
     message.last_error = f"{type(error).__name__}: {error}"[:2000]
-    if at - message.created_at >= GIVE_UP_AFTER:
+    if at - message.created_at >= GIVE_UP_AFTER and message.attempts >= FEWEST_TRIES:
         message.given_up_at = at
         return True
     wait = min(FIRST_RETRY * 2 ** min(message.attempts - 1, 20), LONGEST_RETRY)

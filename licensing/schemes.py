@@ -12,13 +12,20 @@ from licensing.models import License, PlanRevision, Term
 
 
 class TermStartsAlready(Refused):
-    """A term of this license starts at this very instant already."""
+    """A term of this license starts at this very instant already, or later."""
 
     code = "term_starts_already"
 
 
 def open_term(*, license: License, plan_revision: PlanRevision, starts_at: datetime, reason: str, at: datetime) -> Term:
-    """Open a term under the revision's scheme, in the caller's transaction. Raises `TermStartsAlready`."""
+    """Open a term under the revision's scheme, in the caller's transaction, which holds the license's lock.
+
+    Raises:
+        TermStartsAlready: one starts at that instant or later (a license not started, a clock that runs behind):
+            the new one would end before it began.
+    """
+    if Term.objects.filter(license=license, starts_at__gte=starts_at).exists():
+        raise TermStartsAlready()
     try:
         with transaction.atomic():
             return Term.objects.create(

@@ -21,7 +21,7 @@ from licensing import audit
 from licensing.audit import Actor
 from licensing.errors import Invalid, Missing, Refused
 from licensing.models import License, Seat
-from licensing.states import LicenseStatus, SeatKind, SeatState, timed_status_at
+from licensing.states import LicenseStatus, Scheme, SeatKind, SeatState, timed_status_at
 
 
 class NoSeatAvailable(Refused):
@@ -120,12 +120,15 @@ def release(*, seat: Seat, by: Actor, at: datetime, reason: str = "") -> Seat:
 
     Raises:
         SeatChurnExceeded: the plan revision allows no further release within its window.
+        SeatIsBlocked: releasing it would let its holder have a new one, and the block be for nothing.
     """
     with transaction.atomic():
         license = lock(seat.license_id)
         row = Seat.objects.select_for_update().get(pk=seat.pk)
         if row.state == SeatState.RELEASED:
             return row
+        if row.state == SeatState.BLOCKED:
+            raise SeatIsBlocked("This seat is blocked. Unblock it before it is released.")
         _allow_churn(license, at)
         _close(row, by=by, at=at, reason=reason)
         give_back(license.pk, 1, at)
@@ -234,6 +237,8 @@ def _grant(license: License, holder: str, state: SeatState, *, by: Actor, at: da
         _usable(row, at)
         if row.plan_revision.seat_kind != SeatKind.NAMED:
             raise SeatsNotNamed()
+        if row.scheme == Scheme.USAGE:
+            raise SeatsNotNamed("This license is limited by use, it has no seats.")
         if not taken:
             raise NoSeatAvailable(
                 f"All {row.seat_limit} seats are taken."

@@ -56,10 +56,10 @@ class _People(ModelAdmin):
     compressed_fields = True
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return bool(request.user.is_superuser)  # type: ignore[union-attr]
+        return bool(request.user.is_superuser)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return bool(request.user.is_superuser)  # type: ignore[union-attr]
+        return bool(request.user.is_superuser)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -70,9 +70,7 @@ class _People(ModelAdmin):
     def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
         if not self.has_view_permission(request):
             raise PermissionDenied
-        return HttpResponseRedirect(
-            list_of(AuditEntry, object_kind=self.opts.model_name, object_id=object_id)
-        )
+        return HttpResponseRedirect(list_of(AuditEntry, object_kind=self.opts.model_name, object_id=object_id))
 
     def facts(self, row: Any) -> dict[str, Any]:
         """Return what of a row the audit record keeps: its rights, nothing personal."""
@@ -100,7 +98,7 @@ class _People(ModelAdmin):
 
 
 @admin.register(User)
-class UserAdmin(_People, DjangoUserAdmin):
+class UserAdmin(_People, DjangoUserAdmin):  # type: ignore[misc]  # the theme has no types
     """People who sign in: staff of ours, and customers' members."""
 
     form = UserChangeForm
@@ -168,12 +166,15 @@ class AccessAttemptAdmin(StaffModelAdmin):
     search_fields = ("=username", "=ip_address")
     search_help_text = "Email or address, as it was given"
     fieldsets = (
-        (None, {"fields": ("username", "ip_address", "user_agent", "path_info", "failures_since_start", "attempt_time")}),
+        (
+            None,
+            {"fields": ("username", "ip_address", "user_agent", "path_info", "failures_since_start", "attempt_time")},
+        ),
     )
 
 
 @admin.register(Group)
-class GroupAdmin(_People, DjangoGroupAdmin):
+class GroupAdmin(_People, DjangoGroupAdmin):  # type: ignore[misc]  # as above
     """Groups of permissions: what support, sales or finance may do."""
 
     list_display = ("name",)

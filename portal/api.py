@@ -5,7 +5,7 @@ from typing import Any
 
 from csp.constants import SELF, UNSAFE_INLINE
 from csp.decorators import csp_update
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.views.decorators.http import require_safe
 from drf_spectacular.views import SpectacularSwaggerSplitView
@@ -43,7 +43,7 @@ def problem(error: Exception, context: dict[str, Any]) -> HttpResponseBase | Non
             if isinstance(error, exceptions.MethodNotAllowed):
                 headers["allow"] = ", ".join(sorted(context["view"].allowed_methods))
             detail = str(error.detail)
-        case Http404():
+        case Http404() | ObjectDoesNotExist():  # the latter: somebody deleted it between the look and the lock
             status, detail = 404, "There is no such thing."
         case PermissionDenied():
             status, detail = 403, "This caller may not do that."
@@ -132,6 +132,8 @@ def document_common_answers(result: dict[str, Any], generator: Any, request: Any
                 statuses["422"] = "Idempotency-Key used for another request"
             for status, description in statuses.items():
                 operation["responses"].setdefault(status, {"description": description, "content": content})
+            said = operation.get("description", "").partition("\n")[0].rstrip(".")
+            operation.setdefault("summary", said or operation["operationId"].replace("_", " ").capitalize())
             by_key = re.match(r"/api/v1/(validate|activations|entitlements)", path)
             operation["security"] = [{"credential": []}, *([{"licenseKey": []}] if by_key else [])]
             operation["responses"] = dict(sorted(operation["responses"].items()))

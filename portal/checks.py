@@ -88,6 +88,20 @@ def production_is_safe(**_: Any) -> list[CheckMessage]:
 
 
 @register(Tags.security)
+def embedded_stays_at_home(**_: Any) -> list[CheckMessage]:
+    """What makes its own secrets and speaks plain http is for this machine only."""
+    if settings.PRODUCTION or settings.PUBLIC_HOST in {*settings.LOOPBACK, "::1", "testserver"}:
+        return []
+    return [
+        Error(
+            f"PUBLIC_URL names {settings.PUBLIC_HOST}, but this is no production configuration.",
+            hint="Set LICENTIA_ENV=production (see docs/operations.md), or PUBLIC_URL to an address of this machine.",
+            id="licentia.E016",
+        )
+    ]
+
+
+@register(Tags.security)
 def key_ring_is_readable(**_: Any) -> list[CheckMessage]:
     """The key ring can be read, and seals what it opens."""
     if settings.PRODUCTION and not (settings.KEYRING or settings.KEYRING_FILE):
@@ -149,7 +163,7 @@ def refuse_to_start_unguarded() -> None:
 
     Web and worker processes call it before they take work.
     """
-    problems = production_is_safe() + key_ring_is_readable()
+    problems = production_is_safe() + embedded_stays_at_home() + key_ring_is_readable()
     try:
         if "licensing_auditentry" in connection.introspection.table_names():
             problems += guards_stand()

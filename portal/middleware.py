@@ -14,7 +14,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import Resolver404, resolve
 
 from licensing import gate
-from licensing.api.door import client_address, django_response, plain_request, request_id_of, unreadable
+from licensing.api.door import client_address, distrust, django_response, plain_request, request_id_of, unreadable
 
 __all__ = ["AnswerMiddleware", "answer_api", "client_address"]
 
@@ -34,6 +34,7 @@ class AnswerMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        distrust(request)
         request_id = request_id_of(request)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)

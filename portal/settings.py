@@ -13,12 +13,15 @@ import environ
 import structlog
 from celery.schedules import crontab
 from csp.constants import NONCE, NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
 
 LICENTIA_ENV = env.str("LICENTIA_ENV", default="embedded")
+if LICENTIA_ENV not in ("embedded", "production", "test"):
+    raise ImproperlyConfigured(f"LICENTIA_ENV is '{LICENTIA_ENV}'. Set it to embedded, production or test.")
 PRODUCTION = LICENTIA_ENV == "production"
 VAR_DIR = Path(env.str("VAR_DIR", default=str(BASE_DIR / "var"))).resolve()
 
@@ -43,7 +46,9 @@ if PRODUCTION and not SECRET_KEY:
     # Django refuses an empty key before any check can speak; the check of ours names the mend.
     SECRET_KEY = "unset"  # noqa: S105
 PUBLIC_URL = env.str("PUBLIC_URL", default="http://127.0.0.1:8000").rstrip("/")
-ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=[] if PRODUCTION else ["*"])
+PUBLIC_HOST = urlsplit(PUBLIC_URL).hostname or ""
+LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=[] if PRODUCTION else [PUBLIC_HOST, *LOOPBACK])
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 TRUSTED_PROXIES: list[str] = env.list("TRUSTED_PROXIES", default=[])
 
@@ -391,7 +396,6 @@ structlog.configure(
     cache_logger_on_first_use=True,
 )
 
-PUBLIC_HOST = urlsplit(PUBLIC_URL).hostname or ""
 UNFOLD: dict[str, Any] = {
     "SITE_TITLE": "Licentia",
     "SITE_HEADER": "Licentia",
@@ -408,8 +412,8 @@ UNFOLD: dict[str, Any] = {
             "100": "#d5e9ee",
             "200": "#aed4de",
             "300": "#7db8c8",
-            "400": "#4a97ac",
-            "500": "#2c7b92",
+            "400": "#4fa0b6",
+            "500": "#3790a9",
             "600": "#1f6379",
             "700": "#1c5164",
             "800": "#1b4453",

@@ -55,7 +55,7 @@ class StaffSite(UnfoldAdminSite):
         return _framed(super().admin_view(view, cacheable))
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        return _framed(super().login)(request, extra_context)  # type: ignore[no-any-return]
+        return _framed(super().login)(request, extra_context)
 
     def look_up(self, request: HttpRequest) -> HttpResponse:
         """Find a license from whatever a customer sent."""
@@ -127,11 +127,11 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "items": [
                 {"title": name, "icon": icon, "link": reverse(view)}
                 for name, icon, view, permission in items
-                if request.user.has_perm(permission)  # type: ignore[union-attr]
+                if request.user.has_perm(permission)
             ],
         }
         for title, items in groups
-        if any(request.user.has_perm(permission) for *_, permission in items)  # type: ignore[union-attr]
+        if any(request.user.has_perm(permission) for *_, permission in items)
     ]
 
 
@@ -147,7 +147,7 @@ def _framed(view: Callable[..., Any]) -> Callable[..., Any]:
     def framed(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         return _without_secrets(request) or view(request, *args, **kwargs)
 
-    return csp_replace(CONTENT_SECURITY_POLICY)(framed)  # type: ignore[no-any-return]
+    return csp_replace(CONTENT_SECURITY_POLICY)(framed)
 
 
 def _without_secrets(request: HttpRequest) -> HttpResponse | None:

@@ -29,7 +29,7 @@ from simple_history.admin import SimpleHistoryAdmin
 from licensing import keyformat
 from licensing.admin import theme
 from licensing.admin.acts import Act
-from licensing.admin.forms import SpanField, said, show
+from licensing.admin.forms import RowForm, SpanField, said, show
 from licensing.audit import Actor
 from licensing.errors import LicensingError
 from licensing.models import AuditEntry
@@ -42,8 +42,7 @@ def looks_secret(text: str) -> bool:
     plain = "".join(sign for sign in unicodedata.normalize("NFKC", text).upper() if sign.isalnum())
     return bool(
         keyformat.PATTERN.search(text)
-        or (plain.startswith(keyformat.PREFIX)
-        and len(plain) >= 15)
+        or (plain.startswith(keyformat.PREFIX) and len(plain) >= 15)
         or re.search(r"lsk_[A-Za-z0-9_-]{8}", text)
     )
 
@@ -112,7 +111,8 @@ class BoundedPaginator(Paginator):
 
     @cached_property
     def count(self) -> int:
-        return self.object_list[:COUNTED_UP_TO].count()  # type: ignore[union-attr,no-any-return,call-arg]
+        rows: Any = self.object_list[:COUNTED_UP_TO]
+        return int(rows.count())
 
 
 class StaffModelAdmin(theme.ModelAdmin):
@@ -126,6 +126,7 @@ class StaffModelAdmin(theme.ModelAdmin):
     edit_permission: ClassVar[str] = ""
     uuid_fields: ClassVar[tuple[str, ...]] = ()
 
+    form = RowForm
     actions = None
     paginator = BoundedPaginator
     show_full_result_count = False
@@ -146,15 +147,15 @@ class StaffModelAdmin(theme.ModelAdmin):
     # --- who may what ---
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return bool(self.adds) and request.user.has_perm(self.add_permission or self._standard("add"))  # type: ignore[union-attr]
+        return bool(self.adds) and request.user.has_perm(self.add_permission or self._standard("add"))
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         if not self.edits or (obj is not None and not self.editable(obj)):
             return False
-        return request.user.has_perm(self.edit_permission or self._standard("change"))  # type: ignore[union-attr]
+        return request.user.has_perm(self.edit_permission or self._standard("change"))
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return request.user.has_perm(self._standard("view"))  # type: ignore[union-attr]
+        return request.user.has_perm(self._standard("view"))
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -165,7 +166,7 @@ class StaffModelAdmin(theme.ModelAdmin):
 
     def by(self, request: HttpRequest) -> Actor:
         """Return who is acting: the site knows its people, this app does not."""
-        return self.admin_site.actor_of(request)  # type: ignore[no-any-return]
+        return self.admin_site.actor_of(request)
 
     def _standard(self, verb: str) -> str:
         return f"{self.opts.app_label}.{verb}_{self.opts.model_name}"
@@ -212,7 +213,7 @@ class StaffModelAdmin(theme.ModelAdmin):
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
         found = as_uuid(search_term)
         if found is None:
-            return super().get_search_results(request, queryset, search_term)  # type: ignore[no-any-return]
+            return super().get_search_results(request, queryset, search_term)
         condition = models.Q(pk=found)
         for name in self.uuid_fields:
             condition |= models.Q(**{name: found})
@@ -289,7 +290,7 @@ class StaffModelAdmin(theme.ModelAdmin):
 
     def may(self, request: HttpRequest, act: Act) -> bool:
         """Say whether this person may do this act."""
-        return self.has_view_permission(request) and request.user.has_perm(act.permission)  # type: ignore[union-attr]
+        return self.has_view_permission(request) and request.user.has_perm(act.permission)
 
     def buttons(self, request: HttpRequest, row: Any, at: datetime) -> list[dict[str, Any]]:
         """Return the acts this person may do to this row as it is now."""
@@ -372,7 +373,7 @@ class StaffModelAdmin(theme.ModelAdmin):
                 "buttons": self.buttons(request, row, at),
                 **(extra_context or {}),
             }
-        return super().change_view(request, object_id, form_url, extra_context)  # type: ignore[no-any-return]
+        return super().change_view(request, object_id, form_url, extra_context)
 
     def panels(self, request: HttpRequest, row: Any, at: datetime) -> dict[str, Any]:
         """Return what a row's page shows besides its fields."""
@@ -382,9 +383,7 @@ class StaffModelAdmin(theme.ModelAdmin):
         """Show a model without history by what the audit record says of the row."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        return HttpResponseRedirect(
-            list_of(AuditEntry, object_kind=self.opts.model_name, object_id=unquote(object_id))
-        )
+        return HttpResponseRedirect(list_of(AuditEntry, object_kind=self.opts.model_name, object_id=unquote(object_id)))
 
 
 class StaffHistoryAdmin(SimpleHistoryAdmin, StaffModelAdmin):
@@ -403,7 +402,7 @@ class StaffHistoryAdmin(SimpleHistoryAdmin, StaffModelAdmin):
     ) -> HttpResponse:
         if request.method != "GET":
             raise PermissionDenied
-        return super().history_form_view(request, object_id, version_id, extra_context)  # type: ignore[no-any-return]
+        return super().history_form_view(request, object_id, version_id, extra_context)
 
 
 class _StaffList(theme.ChangeList):

@@ -3,7 +3,6 @@
 from datetime import datetime
 from typing import Any, ClassVar
 
-from django import forms
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -12,21 +11,11 @@ from licensing import catalog
 from licensing.admin import theme
 from licensing.admin.acts import Act
 from licensing.admin.base import StaffHistoryAdmin, StaffModelAdmin, link_to, list_of
-from licensing.admin.forms import ActForm, why
+from licensing.admin.forms import NoInputs, OptionalReasonForm, RowForm
 from licensing.audit import Actor
 from licensing.catalog import Grant
 from licensing.models import Entitlement, Plan, PlanRevision, Product, Release
 from licensing.states import RevisionState
-
-
-class OptionalReasonForm(ActForm):
-    """An act that may say why."""
-
-    reason = why(required=False)
-
-
-class NoInputs(ActForm):
-    """An act that needs nothing but a confirmation."""
 
 
 @admin.register(Product)
@@ -114,18 +103,11 @@ class PlanAdmin(StaffHistoryAdmin):
         return {"links": [("Revisions", list_of(PlanRevision, plan__id__exact=row.pk))]}
 
 
-class GrantForm(forms.ModelForm):
-    """One entitlement of a draft. What fits together is the catalog's to say, in words: not the constraint's."""
-
-    def validate_constraints(self) -> None:
-        """Leave it to `catalog`."""
-
-
 class GrantInline(theme.TabularInline):
     """The entitlements of a revision: changed while it is a draft, shown after."""
 
     model = Entitlement
-    form = GrantForm
+    form = RowForm
     fields = ("key", "kind", "value", "meter", "amount", "overage")
     extra = 0
     verbose_name_plural = "entitlements"
@@ -133,7 +115,7 @@ class GrantInline(theme.TabularInline):
 
     def _may(self, request: HttpRequest, obj: Any) -> bool:
         draft = obj is not None and obj.state == RevisionState.DRAFT
-        return draft and request.user.has_perm("licensing.change_planrevision")  # type: ignore[union-attr]
+        return draft and request.user.has_perm("licensing.change_planrevision")
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return True
@@ -254,7 +236,7 @@ class PlanRevisionAdmin(StaffHistoryAdmin):
         return revision.state
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[PlanRevision]:
-        return super().get_queryset(request).select_related("plan__product")  # type: ignore[no-any-return]
+        return super().get_queryset(request).select_related("plan__product")
 
     def editable(self, row: PlanRevision) -> bool:
         return row.state == RevisionState.DRAFT

@@ -14,7 +14,7 @@ from licensing import credentials, customers
 from licensing.admin import theme
 from licensing.admin.acts import Act
 from licensing.admin.base import StaffHistoryAdmin, list_of, page_of
-from licensing.admin.catalog import NoInputs
+from licensing.admin.forms import NoInputs, RowForm
 from licensing.models import AuditEntry, Credential, Customer, License, Member
 
 
@@ -77,25 +77,25 @@ class MemberAdmin(StaffHistoryAdmin):
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Member]:
-        return super().get_queryset(request).select_related("user", "customer")  # type: ignore[no-any-return]
+        return super().get_queryset(request).select_related("user", "customer")
 
     def rule_add(self, request: HttpRequest, form: Any, formsets: list[Any], at: datetime) -> Any:
         return customers.add_member(**form.cleaned_data, by=self.by(request), at=at)
 
     def rule_change(self, request: HttpRequest, form: Any, formsets: list[Any], at: datetime) -> Any:
-        return customers.change_role(
-            member=form.instance, role=form.cleaned_data["role"], by=self.by(request), at=at
-        )
+        return customers.change_role(member=form.instance, role=form.cleaned_data["role"], by=self.by(request), at=at)
 
     def act_facts(self, row: Any, at: datetime) -> list[tuple[str, Any]]:
         return [("Person", str(row.user)), ("Customer", str(row.customer)), ("Role", row.get_role_display())]
 
 
-class CredentialForm(forms.ModelForm):
+class CredentialForm(RowForm):
     """A new credential: what it may do, from where, until when."""
 
     scopes = forms.MultipleChoiceField(
-        choices=[(scope, scope if shared else f"{scope} (vendor only)") for scope, shared in credentials.SCOPES.items()],
+        choices=[
+            (scope, scope if shared else f"{scope} (vendor only)") for scope, shared in credentials.SCOPES.items()
+        ],
         widget=theme.Checkboxes,
     )
     allowed_addresses = forms.CharField(

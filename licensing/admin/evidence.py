@@ -18,12 +18,25 @@ from licensing import anomalies
 from licensing.admin import theme
 from licensing.admin.acts import Act
 from licensing.admin.base import StaffHistoryAdmin, StaffModelAdmin, as_uuid
-from licensing.admin.catalog import NoInputs
-from licensing.admin.forms import ActForm
+from licensing.admin.forms import ActForm, NoInputs
 from licensing.models import Anomaly, AuditEntry, DecisionRecord
 from licensing.states import AnomalyState, VerdictCode
 
-KINDS = ("license", "seat", "activation", "customer", "member", "credential", "planrevision", "plan", "product", "anomaly", "user", "group")
+KINDS = (
+    "license",
+    "seat",
+    "activation",
+    "customer",
+    "member",
+    "credential",
+    "product",
+    "plan",
+    "planrevision",
+    "release",
+    "anomaly",
+    "user",
+    "group",
+)
 
 
 def license_link(license_id: UUID | None) -> str:
@@ -148,9 +161,7 @@ class DecisionRecordAdmin(StaffModelAdmin):
     search_fields = ("request_id",)
     search_help_text = "Request id or license id"
     uuid_fields = ("license_id",)
-    fieldsets = (
-        (None, {"fields": ("at", "code_shown", "looked_at", "license_shown", "caller", "request_id")}),
-    )
+    fieldsets = ((None, {"fields": ("at", "code_shown", "looked_at", "license_shown", "caller", "request_id")}),)
 
     @theme.display(description="verdict", ordering="code")
     def code_shown(self, record: DecisionRecord) -> str:
@@ -242,7 +253,7 @@ class AnomalyAdmin(StaffHistoryAdmin):
         if found:
             same = Q(pk=found) | Q(license_id=found) | Q(object_id=str(found))
             return queryset.filter(same), False
-        return super().get_search_results(request, queryset, search_term)  # type: ignore[no-any-return]
+        return super().get_search_results(request, queryset, search_term)
 
     def act_facts(self, row: Any, at: datetime) -> list[tuple[str, Any]]:
         return [

@@ -65,6 +65,13 @@ class CodeField(forms.ModelChoiceField):
         return super().to_python(value.strip().lower() if isinstance(value, str) else value)
 
 
+class RowForm(forms.ModelForm):
+    """A form of a row. What must hold between its fields the rule says in words; a constraint only has a name."""
+
+    def validate_constraints(self) -> None:
+        """Leave it to the rule."""
+
+
 class ActForm(forms.Form):
     """The inputs of an act, besides the row it is done to."""
 
@@ -101,3 +108,13 @@ class ReasonForm(ActForm):
     """An act that only needs to say why."""
 
     reason = why()
+
+
+class OptionalReasonForm(ActForm):
+    """An act that may say why."""
+
+    reason = why(required=False)
+
+
+class NoInputs(ActForm):
+    """An act that needs nothing but a confirmation."""

@@ -17,7 +17,7 @@ from licensing import activations, keys, lifecycle, seats, validation
 from licensing.admin import theme
 from licensing.admin.acts import Act
 from licensing.admin.base import StaffHistoryAdmin, StaffModelAdmin, as_uuid, instant, link_to, list_of
-from licensing.admin.forms import ActForm, CodeField, SpanField, why
+from licensing.admin.forms import ActForm, CodeField, NoInputs, RowForm, SpanField, why
 from licensing.audit import Actor
 from licensing.models import (
     Activation,
@@ -76,7 +76,7 @@ class LiftForm(ActForm):
 class TransferForm(ActForm):
     """Whose license it becomes."""
 
-    to = CodeField(Customer.objects, label="New customer's code")
+    to = CodeField(Customer.objects.all(), label="New customer's code")
     reason = why()
 
 
@@ -102,9 +102,7 @@ class PlanForm(ActForm):
 class LimitsForm(ActForm):
     """Limits of the license's own, filled in with those it has."""
 
-    seat_limit = forms.IntegerField(
-        required=False, min_value=0, widget=theme.NumberInput, help_text="Empty: no limit."
-    )
+    seat_limit = forms.IntegerField(required=False, min_value=0, widget=theme.NumberInput, help_text="Empty: no limit.")
     activation_limit = forms.IntegerField(
         required=False, min_value=0, widget=theme.NumberInput, label="Machine limit", help_text="Empty: no limit."
     )
@@ -128,7 +126,7 @@ class HeirForm(ActForm):
     reason = why()
 
 
-class IssueForm(forms.ModelForm):
+class IssueForm(RowForm):
     """A new license: who gets it, under which terms, and what is its own."""
 
     class Meta:
@@ -148,7 +146,11 @@ class IssueForm(forms.ModelForm):
         field = self.fields["plan_revision"]
         assert isinstance(field, forms.ModelChoiceField)
         field.queryset = PlanRevision.objects.filter(state=RevisionState.PUBLISHED).select_related("plan__product")
-        field.label_from_instance = lambda revision: f"{revision.plan.product}: {revision}"  # type: ignore[method-assign]
+        setattr(field, "label_from_instance", _offered)  # noqa: B010  as Django documents it, which mypy cannot
+
+
+def _offered(revision: PlanRevision) -> str:
+    return f"{revision.plan.product}: {revision}"
 
 
 class StatusFilter(SimpleListFilter):
@@ -441,7 +443,7 @@ class LicenseAdmin(StaffHistoryAdmin):
     acts = _acts()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[License]:
-        return (  # type: ignore[no-any-return]
+        return (
             super()
             .get_queryset(request)
             .select_related("customer", "product", "plan_revision__plan")
@@ -527,13 +529,18 @@ class LicenseAdmin(StaffHistoryAdmin):
         }
 
     def _tables(self, request: HttpRequest, row: License) -> list[dict[str, Any]]:
-        may_seat = request.user.has_perm("licensing.manage_seats")  # type: ignore[union-attr]
+        may_seat = request.user.has_perm("licensing.manage_seats")
         return [
             {
                 "title": "Holds",
                 "headers": ["Reason", "Placed", "Lifted", "Note"],
                 "rows": [
-                    [hold.get_reason_display(), instant(hold.placed_at), instant(hold.lifted_at, "open"), hold.note or "–"]
+                    [
+                        hold.get_reason_display(),
+                        instant(hold.placed_at),
+                        instant(hold.lifted_at, "open"),
+                        hold.note or "–",
+                    ]
                     for hold in row.holds.order_by("-placed_at")[:SHOWN]
                 ],
                 "more": list_of(Hold, license__id__exact=row.pk),
@@ -617,7 +624,7 @@ def _act_link(row: Any, act: str, label: str) -> str:
 class _OfLicense(StaffModelAdmin):
     """What hangs on a license: found by the license's id, and its acts lead back to the license."""
 
-    list_select_related = ("license__customer", "license__product")
+    list_select_related: ClassVar[tuple[str, ...]] = ("license__customer", "license__product")
     uuid_fields = ("license_id",)
 
     @theme.display(description="license")
@@ -625,7 +632,7 @@ class _OfLicense(StaffModelAdmin):
         return link_to(row.license, f"{row.license.customer}: {row.license.product}")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return super().get_queryset(request).select_related(*self.list_select_related)  # type: ignore[no-any-return]
+        return super().get_queryset(request).select_related(*self.list_select_related)
 
 
 @admin.register(LicenseKey)
@@ -671,10 +678,6 @@ def _in(*states: SeatState) -> Callable[[Any, datetime], bool]:
     return lambda seat, at: seat.state in states
 
 
-class _NoInputs(ActForm):
-    """Nothing to say but yes."""
-
-
 @admin.register(Seat)
 class SeatAdmin(_OfLicense, StaffHistoryAdmin):
     """Seats: released, transferred, blocked and unblocked; assigned on the license's page."""
@@ -697,7 +700,7 @@ class SeatAdmin(_OfLicense, StaffHistoryAdmin):
             permission="licensing.manage_seats",
             rule=_take_up,
             row_as="seat",
-            form=_NoInputs,
+            form=NoInputs,
             says=lambda seat, at: [f"The seat kept for {seat.holder} becomes theirs."],
             done="The seat is assigned.",
             offered=_in(SeatState.RESERVED),

@@ -11,7 +11,7 @@ from typing import Any
 from django.contrib import messages
 from django.contrib.admin import AdminSite
 from django.core.exceptions import PermissionDenied
-from django.db.models import Prefetch
+from django.db.models import Prefetch, Q
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.utils import timezone
@@ -40,7 +40,7 @@ class Found:
 
 def view(request: HttpRequest, *, site: AdminSite, by: Actor) -> HttpResponse:
     """Show the box; on POST go to the license, or list those that fit."""
-    if not request.user.has_perm("licensing.view_license"):  # type: ignore[union-attr]
+    if not request.user.has_perm("licensing.view_license"):
         raise PermissionDenied
     at = timezone.now()
     context: dict[str, Any] = {**site.each_context(request), "title": "Look up a license", "looked_up": True}
@@ -73,10 +73,12 @@ def _find(request: HttpRequest, text: str, by: Actor, at: datetime) -> list[Lice
     )
     found = as_uuid(text)
     if found is not None:
-        rows = licenses.filter(pk=found)
-        if not rows:
-            for model in (Seat, Activation, LicenseKey):
-                rows = rows or licenses.filter(pk__in=model.objects.filter(pk=found).values("license"))
+        rows = licenses.filter(
+            Q(pk=found)
+            | Q(pk__in=Seat.objects.filter(pk=found).values("license"))
+            | Q(pk__in=Activation.objects.filter(pk=found).values("license"))
+            | Q(pk__in=LicenseKey.objects.filter(pk=found).values("license"))
+        )
     elif "@" in text:
         seats = Seat.objects.filter(holder=text.lower(), released_at=None)
         rows = licenses.filter(pk__in=seats.values("license"))

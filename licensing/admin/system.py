@@ -46,9 +46,10 @@ class JobStateAdmin(StaffModelAdmin):
         job = next((job for job in sweeps.JOBS if job.name == state.name), None)
         if job is None:
             return None
-        if not hasattr(state, "standing"):
-            state.standing = sweeps.standing(job, at=timezone.now())  # type: ignore[attr-defined]
-        return state.standing  # type: ignore[attr-defined,no-any-return]
+        kept = vars(state)  # two columns ask; the answer is three queries
+        if "standing" not in kept:
+            kept["standing"] = sweeps.standing(job, at=timezone.now())
+        return kept["standing"]
 
     @theme.display(description="lag")
     def lag(self, state: JobState) -> str:

@@ -72,6 +72,12 @@ def client_address(request: HttpRequest, *_: Any) -> str | None:
     return address
 
 
+def distrust(request: HttpRequest) -> None:
+    """Take out what only a trusted proxy may say, when it is not one who says it: that a request came by https."""
+    if not _trusted(request.META.get("REMOTE_ADDR", "")):
+        request.META.pop("HTTP_X_FORWARDED_PROTO", None)
+
+
 @lru_cache(maxsize=1024)
 def _trusted(address: str) -> bool:
     try:

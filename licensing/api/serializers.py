@@ -3,6 +3,7 @@
 Times are RFC 3339 UTC, durations seconds, quantities decimal strings (CONTRACT "HTTP").
 """
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -27,22 +28,10 @@ from licensing.states import (
 )
 
 LARGEST_LIMIT = 2_000_000_000
-
-
-class SecondsField(serializers.IntegerField):
-    """A time span in whole seconds, up to a hundred years."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"min_value": 1, "max_value": 3_155_760_000, **options})
-
-    def to_internal_value(self, data: Any) -> Any:
-        return timedelta(seconds=super().to_internal_value(data))
-
-    def to_representation(self, value: Any) -> int:
-        return int(value.total_seconds())
-
-    def run_validators(self, value: Any) -> None:
-        super().run_validators(int(value.total_seconds()) if isinstance(value, timedelta) else value)
+LONGEST_SECONDS = 3_155_760_000
+_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_QUANTITY = re.compile(r"\d{1,18}(\.\d{1,6})?", re.ASCII)
 
 
 class WholeNumberField(serializers.IntegerField):
@@ -52,6 +41,20 @@ class WholeNumberField(serializers.IntegerField):
         if isinstance(data, bool) or not isinstance(data, int):
             self.fail("invalid")
         return data
+
+
+class SecondsField(WholeNumberField):
+    """A time span in whole seconds, up to a hundred years."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"min_value": 1, "max_value": LONGEST_SECONDS, **options})
+
+    def run_validation(self, data: Any = serializers.empty) -> Any:
+        seconds = super().run_validation(data)  # its limits are looked at first: a span has limits of its own
+        return timedelta(seconds=seconds) if isinstance(seconds, int) else seconds
+
+    def to_representation(self, value: Any) -> int:
+        return int(value.total_seconds())
 
 
 class LimitField(WholeNumberField):
@@ -70,14 +73,65 @@ class TextField(serializers.CharField):
         return super().to_internal_value(data)
 
 
-class CodeField(serializers.RegexField):
-    """The short name of a thing: letters, digits, hyphen, underscore."""
+class PatternField(serializers.RegexField):
+    """Text of one pattern, written as text and taken as it is."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(r"\A[-a-zA-Z0-9_]+\Z", **{"max_length": 64, **options})
+    def __init__(self, pattern: str, **options: Any) -> None:
+        super().__init__(rf"^{pattern}\Z", **{"trim_whitespace": False, **options})
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class CodeField(PatternField):
+    """The short name of a thing: letters, digits, hyphen, underscore."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(r"[-a-zA-Z0-9_]+", **{"max_length": 64, **options})
+
+
+class IdField(serializers.UUIDField):
+    """An id in its one form; a number is not taken for one."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if not isinstance(data, str) or not _ID.fullmatch(data):
+            self.fail("invalid", value=str(data)[:60])
+        return super().to_internal_value(data)
+
+
+class FlagField(serializers.BooleanField):
+    """true or false, and nothing that only sounds like it."""
+
+    def to_internal_value(self, data: Any) -> bool:
+        if not isinstance(data, bool):
+            self.fail("invalid", input=str(data)[:60])
+        return data
+
+
+class InstantField(serializers.DateTimeField):
+    """An instant as RFC 3339 writes it, with its offset, in a year a license can have something to do with."""
+
+    default_error_messages = {"out_of_range": "The year is one from 1970 to 2999."}
+
+    def to_internal_value(self, value: Any) -> Any:
+        if not isinstance(value, str) or not _INSTANT.fullmatch(value):
+            self.fail("invalid", format="RFC 3339: YYYY-MM-DDThh:mm:ss[.ffffff] and Z or +hh:mm")
+        instant = super().to_internal_value(value.upper())
+        if not 1970 <= instant.year <= 2999:
+            self.fail("out_of_range")
+        return instant
+
+
+class QuantityField(serializers.DecimalField):
+    """A quantity of 0 or more as a decimal string, exact to six places."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(max_digits=24, decimal_places=6, **{"min_value": 0, **options})
+
+    def to_internal_value(self, data: Any) -> Any:
+        if not isinstance(data, str) or not _QUANTITY.fullmatch(data):
             self.fail("invalid")
         return super().to_internal_value(data)
 
@@ -101,7 +155,7 @@ class Described(StrictSerializer):
 
 
 class Plan(Row):
-    product = serializers.UUIDField(source="product_id")
+    product = IdField(source="product_id")
     code = CodeField()
     name = TextField(max_length=200)
     description = TextField(required=False, allow_blank=True, max_length=2000)
@@ -111,8 +165,8 @@ class Entitlement(StrictSerializer):
     key = CodeField()
     kind = serializers.ChoiceField(choices=EntitlementKind.choices)
     value = TextField(required=False, allow_blank=True, max_length=200)
-    meter = TextField(required=False, allow_blank=True, max_length=64)
-    amount = serializers.DecimalField(max_digits=24, decimal_places=6, min_value=0, required=False, allow_null=True)
+    meter = CodeField(required=False, allow_blank=True)
+    amount = QuantityField(required=False, allow_null=True)
     overage = serializers.ChoiceField(choices=Overage.choices, required=False)
 
 
@@ -120,27 +174,27 @@ class Terms(StrictSerializer):
     """The terms of a revision, as a draft takes them: what is left out stays as it was."""
 
     scheme = serializers.ChoiceField(choices=Scheme.choices, required=False)
-    trial = serializers.BooleanField(required=False)
+    trial = FlagField(required=False)
     seat_kind = serializers.ChoiceField(choices=SeatKind.choices, required=False)
     seat_limit = LimitField(required=False)
-    seat_required = serializers.BooleanField(required=False)
+    seat_required = FlagField(required=False)
     seat_churn_limit = LimitField(required=False)
     activation_limit = LimitField(required=False)
-    activation_required = serializers.BooleanField(required=False)
+    activation_required = FlagField(required=False)
     activation_churn_limit = LimitField(required=False)
     fingerprint_scope = serializers.ChoiceField(choices=FingerprintScope.choices, required=False)
     churn_window_seconds = SecondsField(source="churn_window", required=False, allow_null=True)
     validity_basis = serializers.ChoiceField(choices=ValidityBasis.choices, required=False)
     duration_seconds = SecondsField(source="duration", required=False, allow_null=True)
-    fixed_expires_at = serializers.DateTimeField(required=False, allow_null=True)
+    fixed_expires_at = InstantField(required=False, allow_null=True)
     renewal_basis = serializers.ChoiceField(choices=RenewalBasis.choices, required=False)
     grace_period_seconds = SecondsField(source="grace_period", required=False, allow_null=True, min_value=0)
     maintenance_seconds = SecondsField(source="maintenance", required=False, allow_null=True)
-    entitlements = Entitlement(many=True, required=False)
+    entitlements = Entitlement(many=True, required=False, max_length=100)
 
 
 class NewPlanRevision(Terms):
-    plan = serializers.UUIDField()
+    plan = IdField()
 
 
 class PlanRevision(Terms, Row):
@@ -169,7 +223,7 @@ class ChangedCustomer(StrictSerializer):
 
 
 class Member(Row):
-    customer = serializers.UUIDField(source="customer_id")
+    customer = IdField(source="customer_id")
     email = serializers.EmailField(source="user.email", max_length=254)
     role = serializers.ChoiceField(choices=MemberRole.choices)
 
@@ -215,11 +269,11 @@ class IssuedLicense(LicenseRow):
 class NewLicense(StrictSerializer):
     """Who gets what. Give `plan` for its published revision, or `plan_revision`."""
 
-    customer = serializers.UUIDField()
-    plan = serializers.UUIDField(required=False)
-    plan_revision = serializers.UUIDField(required=False)
-    starts_at = serializers.DateTimeField(required=False)
-    expires_at = serializers.DateTimeField(required=False)
+    customer = IdField()
+    plan = IdField(required=False)
+    plan_revision = IdField(required=False)
+    starts_at = InstantField(required=False)
+    expires_at = InstantField(required=False)
     seat_limit = LimitField(required=False)
     activation_limit = LimitField(required=False)
     reason = TextField(required=False, allow_blank=True, max_length=1000)
@@ -248,8 +302,8 @@ class Renewal(OptionalReason):
 
 
 class PlanChange(OptionalReason):
-    plan = serializers.UUIDField(required=False)
-    plan_revision = serializers.UUIDField(required=False)
+    plan = IdField(required=False)
+    plan_revision = IdField(required=False)
 
     validate = NewLicense.validate
 
@@ -265,11 +319,11 @@ class LimitChange(OptionalReason):
 
 
 class Transfer(Reason):
-    customer = serializers.UUIDField()
+    customer = IdField()
 
 
 class Seat(Row):
-    license = serializers.UUIDField(source="license_id")
+    license = IdField(source="license_id")
     holder = serializers.EmailField(max_length=254)
     state = serializers.CharField(read_only=True)
     assigned_at = serializers.DateTimeField(read_only=True, allow_null=True)
@@ -294,8 +348,8 @@ class Activation(Row):
 class NewActivation(StrictSerializer):
     """The machine to activate. `license` is for a server; a license key's own license is taken by itself."""
 
-    license = serializers.UUIDField(required=False)
-    fingerprint = serializers.RegexField(r"\A[A-Za-z0-9._:+/=-]{16,128}\Z")
+    license = IdField(required=False)
+    fingerprint = PatternField(r"[A-Za-z0-9._:+/=-]{16,128}")
     name = TextField(required=False, allow_blank=True, max_length=200)
     platform = TextField(required=False, allow_blank=True, max_length=64)
     seat_holder = serializers.EmailField(required=False, max_length=254)
@@ -303,12 +357,12 @@ class NewActivation(StrictSerializer):
 
 class Credential(Row):
     name = TextField(max_length=200)
-    customer = serializers.UUIDField(source="customer_id", required=False, allow_null=True)
+    customer = IdField(source="customer_id", required=False, allow_null=True)
     scopes = serializers.ListField(
         child=serializers.ChoiceField(choices=list(credentials.SCOPES)), min_length=1, max_length=50
     )
     allowed_addresses = serializers.ListField(child=TextField(max_length=64), required=False, max_length=100)
-    expires_at = serializers.DateTimeField(required=False)
+    expires_at = InstantField(required=False)
     revoked_at = serializers.DateTimeField(read_only=True, allow_null=True)
     last4 = serializers.CharField(read_only=True)
 

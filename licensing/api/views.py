@@ -117,6 +117,10 @@ def _describe(view: ApiViewSet) -> Response:
     return view.shown(view.get_object())
 
 
+# The rules name a term as it is stored; what a client sent is called after its unit.
+_POINTERS = {f"/{term}": f"/{term}_seconds" for term in ("churn_window", "duration", "grace_period", "maintenance")}
+
+
 class PlanRevisionViews(ApiViewSet):
     queryset = PlanRevision.objects.prefetch_related("entitlements")
     serializer_class = shapes.PlanRevision
@@ -128,6 +132,11 @@ class PlanRevisionViews(ApiViewSet):
         if not getattr(self, "swagger_fake_view", False) and self.caller.customer_id is not None:
             rows = rows.exclude(state=RevisionState.DRAFT)
         return rows
+
+    def handle_exception(self, exc: Exception) -> Any:
+        if isinstance(exc, Invalid):
+            exc.pointer = _POINTERS.get(exc.pointer, exc.pointer)
+        return super().handle_exception(exc)
 
     @extend_schema(parameters=IDEMPOTENT, request=shapes.NewPlanRevision, responses={201: shapes.PlanRevision})
     @once
@@ -273,13 +282,16 @@ class LicenseViews(ApiViewSet):
     @once
     def renew(self, request: Request, pk: UUID) -> Response:
         row, body = self.get_object(), self.body(shapes.Renewal)
-        lifecycle.renew(
-            license=row,
-            by=self.by,
-            at=self.at,
-            reason=body.get("reason", ""),
-            duration=body.get("duration_seconds"),
-        )
+        try:
+            lifecycle.renew(
+                license=row,
+                by=self.by,
+                at=self.at,
+                reason=body.get("reason", ""),
+                duration=body.get("duration_seconds"),
+            )
+        except OverflowError:
+            raise Invalid("No license runs that long.", pointer="/duration_seconds") from None
         return self.shown(self.get_object())
 
     @extend_schema(parameters=IDEMPOTENT, request=shapes.Reason)

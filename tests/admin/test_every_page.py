@@ -13,23 +13,29 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 import licensing.models
-from licensing import activations, anomalies, catalog, keys, lifecycle, notices, seats
+from licensing import activations, anomalies, catalog, lifecycle, seats
 from licensing.models import (
     Activation,
     Anomaly,
     AuditEntry,
-    Credential,
     DecisionRecord,
     IdempotencyRecord,
     JobState,
     License,
     LicenseKey,
-    PlanRevision,
 )
 from licensing.states import Severity
 from portal.models import User
 from tests.admin.conftest import adding, listing, page, sign_in, text_of
-from tests.factories import AT, BY, make_credential, make_customer, make_license_and_key, make_member, make_plan, make_revision
+from tests.factories import (
+    AT,
+    BY,
+    make_credential,
+    make_customer,
+    make_license_and_key,
+    make_member,
+    make_revision,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -136,7 +142,9 @@ def test_page_opens_and_shows_no_secret(staff: Client, world: dict[str, str], mo
 @pytest.mark.parametrize("model", MODELS, ids=IDS)
 def test_history_opens_and_shows_no_secret(staff: Client, world: dict[str, str], model: Any) -> None:
     row = first(model)
-    response = staff.get(reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_history", args=[row.pk]), follow=True)
+    response = staff.get(
+        reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_history", args=[row.pk]), follow=True
+    )
 
     assert response.status_code == 200
     assert_no_secret(response, world)
@@ -198,7 +206,9 @@ def test_a_customers_member_is_sent_to_the_login(world: dict[str, str], model: A
     assert client.get(listing(model)).status_code == 302
 
 
-@pytest.mark.parametrize("model", [AuditEntry, Activation, LicenseKey, License, JobState, Anomaly], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "model", [AuditEntry, Activation, LicenseKey, License, JobState, Anomaly], ids=lambda m: m.__name__
+)
 def test_posting_a_readonly_page_changes_nothing(staff: Client, world: dict[str, str], model: Any) -> None:
     row = first(model)
     before = model.objects.filter(pk=row.pk).values().get()
@@ -221,7 +231,9 @@ def test_list_of_300_takes_as_many_queries_as_a_short_one(staff: Client, name: s
             lifecycle.hold(license=license, reason="unpaid", by=BY, at=AT)
     staff.get(listing(model))
 
-    with CaptureQueriesContext(connection, ) as queries:
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
         response = staff.get(listing(model))
 
     assert response.status_code == 200
@@ -239,7 +251,9 @@ def test_overview_shows_jobs_and_open_anomalies(staff: Client, world: dict[str, 
 
 
 def test_job_page_shows_its_lag(staff: Client) -> None:
-    lifecycle.issue(customer=make_customer(), plan_revision=make_revision(), by=BY, at=AT, expires_at=AT.replace(month=4))
+    lifecycle.issue(
+        customer=make_customer(), plan_revision=make_revision(), by=BY, at=AT, expires_at=AT.replace(month=4)
+    )
     job = JobState.objects.create(name="expiration-sweep", last_finished_at=AT)
 
     response = staff.get(page(job))

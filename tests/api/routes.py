@@ -64,9 +64,7 @@ def _read(template: str, scope: str, own: int, other: int, **more: Any) -> Route
 
 
 def _act(template: str, body: Callable[[World], Any], vendor: int = 200, **more: Any) -> Route:
-    return Route(
-        "POST", template, "licenses:write", vendor=vendor, own=403, other=403, body=body, once=True, **more
-    )
+    return Route("POST", template, "licenses:write", vendor=vendor, own=403, other=403, body=body, once=True, **more)
 
 
 ROUTES = [

@@ -77,7 +77,9 @@ def test_it_wants_a_nonce_with_a_license_key(route: Route, world: World) -> None
             assert_problem(answer, 400, "nonce_required")
 
 
-def test_it_tells_a_mistyped_key_from_an_unknown_one_without_looking(world: World, django_assert_num_queries: object) -> None:
+def test_it_tells_a_mistyped_key_from_an_unknown_one_without_looking(
+    world: World, django_assert_num_queries: object
+) -> None:
     mistyped = world.key[:-1] + ("0" if world.key[-1] != "0" else "1")
 
     with django_assert_num_queries(0):  # type: ignore[operator]
