@@ -243,6 +243,8 @@ def install(*, using: str = "default") -> None:
         tables = set(connection.introspection.table_names(cursor))
         guards = [guard for guard in expected() if guard.table in tables]
         if connection.vendor == "postgresql":
+            # Two migrates at once would replace the same functions: the second waits here.
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('licensing guards'))")
             for guard in guards:
                 level = "STATEMENT" if guard.event == "TRUNCATE" else "ROW"
                 cursor.execute(_postgresql_function(guard))

@@ -15,13 +15,15 @@ from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
-from django.contrib.auth.models import Group
+from django.contrib.auth.models import Group, Permission
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from licensing import audit
 from licensing.admin.base import BoundedPaginator, StaffModelAdmin, list_of
@@ -29,6 +31,7 @@ from licensing.models import AuditEntry
 from portal.access import actor_of
 from portal.models import User
 
+VIEWS = ("view_user", "view_group", "view_accessattempt")
 RIGHTS = ("is_active", "is_staff", "is_superuser")
 
 
@@ -53,6 +56,7 @@ class _People(ModelAdmin):
     actions = None
     paginator = BoundedPaginator
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
     compressed_fields = True
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -71,6 +75,16 @@ class _People(ModelAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         return HttpResponseRedirect(list_of(AuditEntry, object_kind=self.opts.model_name, object_id=object_id))
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **options: Any) -> Any:
+        options.setdefault("widget", UnfoldAdminCheckboxSelectMultipleWidget())
+        field = super().formfield_for_manytomany(db_field, request, **options)
+        field.help_text = ""
+        if db_field.related_model is Permission:
+            # Only those a page of the staff site asks for: the packages' tables and histories have no pages.
+            field.queryset = Permission.objects.filter(_asked_for()).select_related("content_type")
+            field.label_from_instance = lambda permission: f"{permission.content_type.name}: {permission.name}"
+        return field
 
     def facts(self, row: Any) -> dict[str, Any]:
         """Return what of a row the audit record keeps: its rights, nothing personal."""
@@ -109,11 +123,12 @@ class UserAdmin(_People, DjangoUserAdmin):  # type: ignore[misc]  # the theme ha
     search_fields = ("email", "first_name", "last_name")
     search_help_text = "Email or name"
     ordering = ("email",)
+    filter_horizontal = ()
     readonly_fields = ("last_login", "date_joined")
     fieldsets = (
         (None, {"fields": ("email", "password")}),
         ("Name", {"fields": ("first_name", "last_name")}),
-        ("Rights", {"fields": ("is_active", "is_staff", "is_superuser", "groups", "user_permissions")}),
+        ("Rights", {"fields": ("is_active", "is_staff", "is_superuser", "groups")}),
         ("Dates", {"fields": ("last_login", "date_joined")}),
     )
     add_fieldsets = ((None, {"fields": ("email", "password1", "password2")}),)
@@ -131,6 +146,12 @@ class UserAdmin(_People, DjangoUserAdmin):  # type: ignore[misc]  # the theme ha
             if request.method == "POST" and response.status_code == 302:
                 self.record(request, self.get_object(request, id), "password_set", {}, {})
         return response
+
+
+def _asked_for() -> Q:
+    ours = Q(content_type__app_label__in=("licensing", "billing")) & ~Q(content_type__model__startswith="historical")
+    people = Q(content_type__app_label__in=("portal", "auth", "axes"), codename__in=VIEWS)
+    return ours | people
 
 
 class LockedFilter(admin.SimpleListFilter):
@@ -178,6 +199,7 @@ class GroupAdmin(_People, DjangoGroupAdmin):  # type: ignore[misc]  # as above
     """Groups of permissions: what support, sales or finance may do."""
 
     list_display = ("name",)
+    filter_horizontal = ()
 
     def facts(self, row: Any) -> dict[str, Any]:
         return {"name": row.name, "permissions": sorted(row.permissions.values_list("codename", flat=True))}

@@ -401,6 +401,9 @@ UNFOLD: dict[str, Any] = {
     "SITE_HEADER": "Licentia",
     "SITE_SUBHEADER": "Staff",
     "SITE_SYMBOL": "key",
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("img/logo.svg")},
+    ],
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
     "BORDER_RADIUS": "6px",

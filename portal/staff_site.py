@@ -8,10 +8,12 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import wraps
 from typing import Any
+from urllib.parse import urlencode
 
 from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
 from csp.decorators import csp_replace
 from django.contrib import messages
+from django.contrib.auth import REDIRECT_FIELD_NAME
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import path, reverse
@@ -55,6 +57,10 @@ class StaffSite(UnfoldAdminSite):
         return _framed(super().admin_view(view, cacheable))
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        if request.method == "GET" and REDIRECT_FIELD_NAME not in request.GET:
+            # The theme's form posts to its own address: without this, staff would land on the customers' pages.
+            query = urlencode({REDIRECT_FIELD_NAME: reverse("admin:index")})
+            return HttpResponseRedirect(f"{request.path}?{query}")
         return _framed(super().login)(request, extra_context)
 
     def look_up(self, request: HttpRequest) -> HttpResponse:

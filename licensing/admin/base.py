@@ -14,6 +14,7 @@ from uuid import UUID
 
 from django import forms
 from django.contrib import messages
+from django.contrib.admin import ShowFacets
 from django.contrib.admin.utils import flatten_fieldsets, unquote
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
@@ -130,6 +131,7 @@ class StaffModelAdmin(theme.ModelAdmin):
     actions = None
     paginator = BoundedPaginator
     show_full_result_count = False
+    show_facets = ShowFacets.NEVER  # a count for each choice of each filter reads the whole table
     list_per_page = 50
     list_max_show_all = 0
     change_form_template = "admin/staff/change_form.html"

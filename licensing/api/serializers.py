@@ -345,6 +345,10 @@ class Activation(Row):
     deactivated_at = serializers.DateTimeField(read_only=True, allow_null=True)
 
 
+class Nothing(StrictSerializer):
+    """The body of a call that takes none: nothing at all, or an empty object."""
+
+
 class NewActivation(StrictSerializer):
     """The machine to activate. `license` is for a server; a license key's own license is taken by itself."""
 

@@ -423,7 +423,8 @@ class ActivationViews(ApiViewSet):
     @once
     def heartbeat(self, request: Request, pk: UUID) -> Response:
         """Note that the machine was seen."""
-        return self.shown(activations.heartbeat(activation=self.get_object(), at=self.at))
+        row, _ = self.get_object(), self.body(shapes.Nothing)
+        return self.shown(activations.heartbeat(activation=row, at=self.at))
 
 
 class EntitlementViews(ApiViewSet):

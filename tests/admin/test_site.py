@@ -22,6 +22,16 @@ def test_staff_logs_in_by_email() -> None:
     assert client.get(reverse("admin:index")).status_code == 200
 
 
+def test_who_came_without_a_destination_gets_the_overview() -> None:
+    user = make_user(is_staff=True)
+    client = Client()
+
+    asked = client.get(reverse("admin:login"))
+    response = client.post(asked.headers["Location"], {"username": user.email, "password": PASSWORD})
+
+    assert response.headers["Location"] == reverse("admin:index")
+
+
 def test_a_customers_member_does_not_get_in() -> None:
     user = make_user()
     client = Client()
@@ -64,7 +74,7 @@ def test_staff_pages_get_a_policy_the_theme_can_live_with(staff: Client, name: s
 def test_the_login_page_gets_it_too_and_other_pages_do_not() -> None:
     client = Client()
 
-    assert "unsafe-eval" in client.get(reverse("admin:login")).headers["Content-Security-Policy"]
+    assert "unsafe-eval" in client.get(reverse("admin:login") + "?next=/admin/").headers["Content-Security-Policy"]
     assert "unsafe-eval" not in client.get(reverse("account_login")).headers["Content-Security-Policy"]
 
 

@@ -103,6 +103,8 @@ ROUTES = [
         other=404,
         key=200,
         other_key=404,
+        body=lambda world: {},
+        optional_body=True,
         once=True,
     ),
     Route(

@@ -97,6 +97,7 @@ def full_bodies(world: World) -> dict[str, dict[str, Any]]:
             "platform": "linux",
             "seat_holder": "ada@example.com",
         },
+        "POST /activations/{activation}/heartbeat": {},
         "POST /seats": {"license": str(world.license.pk), "holder": "eve@example.com"},
         "POST /seats/{seat}/transfer": {"holder": "eve@example.com"},
         "POST /products": {"code": "new", "name": "New", "description": "New"},

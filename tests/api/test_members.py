@@ -25,9 +25,7 @@ def test_it_lets_a_new_person_act_for_a_customer(world: World, api: Api) -> None
 def test_it_takes_the_person_who_is_there_already(world: World, api: Api) -> None:
     user = make_user(email="known@example.com")
 
-    answer = api.post(
-        "/members", {"customer": str(world.customer.pk), "email": "KNOWN@example.com", "role": "viewer"}
-    )
+    answer = api.post("/members", {"customer": str(world.customer.pk), "email": "KNOWN@example.com", "role": "viewer"})
 
     assert answer.status_code == 201
     assert Member.objects.get(pk=answer.json()["id"]).user_id == user.pk

@@ -12,7 +12,6 @@ from tests.factories import BY, make_license
 NOW = datetime.now(UTC)
 
 
-
 def test_it_assigns_a_seat(world: World) -> None:
     answer = own_server(world).post("/seats", {"license": str(world.license.pk), "holder": " Eve@Example.com "})
 

@@ -112,3 +112,24 @@ def test_it_writes_a_members_id_and_not_their_address_into_the_audit_record():
     said = repr([(entry.before, entry.after) for entry in AuditEntry.objects.all()])
     assert "ada@example.com" not in said
     assert str(user.pk) in said
+
+
+def test_it_invites_a_person_who_is_known_or_new():
+    customer, known = make_customer(), make_user(email="known@example.com")
+
+    first = customers.invite(customer=customer, email=" Known@Example.com ", role="owner", by=BY, at=AT)
+    second = customers.invite(customer=customer, email="new@example.com", role="viewer", by=BY, at=AT)
+
+    assert first.user == known
+    assert (second.user.email, second.user.has_usable_password()) == ("new@example.com", False)
+    with pytest.raises(AlreadyMember):
+        customers.invite(customer=customer, email="NEW@example.com", role="viewer", by=BY, at=AT)
+
+
+def test_it_makes_no_user_when_the_invitation_is_refused():
+    people = Member._meta.get_field("user").related_model.objects
+
+    with pytest.raises(Invalid):
+        customers.invite(customer=make_customer(), email="new@example.com", role="king", by=BY, at=AT)
+
+    assert not people.exists()

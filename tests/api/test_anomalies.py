@@ -1,0 +1,35 @@
+"""/anomalies: read only."""
+
+from tests.api.conftest import MISSING_ID, Api, World, assert_problem
+
+
+def test_it_shows_what_looked_wrong(world: World, api: Api) -> None:
+    shown = api.get(f"/anomalies/{world.anomaly.pk}").json()
+
+    assert set(shown) == {
+        *("id", "created_at", "rule", "severity", "object_kind", "object_id", "license"),
+        *("state", "count", "first_at", "last_at", "evidence", "resolution"),
+    }
+    assert (shown["rule"], shown["severity"], shown["state"]) == ("tests", "low", "open")
+    assert shown["license"] == str(world.license.pk)
+    assert shown["evidence"] == {"seen": 1}
+
+
+def test_it_filters_by_license_rule_severity_and_state(world: World, api: Api) -> None:
+    for query, found in (
+        (f"license={world.license.pk}", 1),
+        (f"license={world.other_license.pk}", 0),
+        ("rule=tests&severity=low&state=open", 1),
+        ("severity=critical", 0),
+        ("state=resolved", 0),
+    ):
+        assert len(api.get(f"/anomalies?{query}").json()["results"]) == found, query
+
+
+def test_it_has_none_that_is_not_there(api: Api) -> None:
+    assert_problem(api.get(f"/anomalies/{MISSING_ID}"), 404, "not_found")
+
+
+def test_it_takes_none(world: World, api: Api) -> None:
+    assert_problem(api.post("/anomalies", {"rule": "x"}), 405, "method_not_allowed")
+    assert_problem(api.delete(f"/anomalies/{world.anomaly.pk}"), 405, "method_not_allowed")
