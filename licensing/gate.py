@@ -68,6 +68,12 @@ class Malformed(Invalid):
     code = "malformed"
 
 
+class UnknownField(Malformed):
+    """There is no such field to set."""
+
+    code = "unknown_field"
+
+
 class TooLarge(LicensingError):
     """The body is larger than 1 MiB."""
 
@@ -179,6 +185,7 @@ def _within(kind: str, caller: str) -> Allowed:
 
 def validate(request: Request, at: datetime) -> Answer:
     """Answer POST /validate: 200 with a verdict for every known caller, else a problem. Not signed yet."""
+    allowed: Allowed | None = None
     try:
         scheme, secret = _authorization(request)
         if scheme == "license":
@@ -186,9 +193,7 @@ def validate(request: Request, at: datetime) -> Answer:
             allowed = _within("license", digests[0].hex()[:32])
             body = _body(request)
             if body.license_key is not None:
-                raise Malformed(
-                    "The license is the one of the Authorization header.", pointer="/license_key"
-                )
+                raise Malformed("The license is the one of the Authorization header.", pointer="/license_key")
             try:
                 validated = validation.by_key_holder(
                     key_digests=digests,
@@ -217,7 +222,8 @@ def validate(request: Request, at: datetime) -> Answer:
                 at=at,
             )
     except LicensingError as error:
-        return problem(error, request_id=request.request_id)
+        answer = problem(error, request_id=request.request_id)
+        return answer if allowed is None else Answer(answer.status, answer.body, rate_headers(allowed) | answer.headers)
     answer = Answer(200, _said(validated.verdict, validated.snapshot, body, at), {"content-type": "application/json"})
     answer.headers |= rate_headers(allowed)
     return answer
@@ -233,6 +239,8 @@ def _body(request: Request) -> ValidateBody:
         return _decoder.decode(request.body or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = str(error)
+        if "unknown field" in message:
+            raise UnknownField(pointer=pointer_in(message)) from None
         raise Malformed(message.partition(" - at ")[0], pointer=pointer_in(message)) from None
 
 

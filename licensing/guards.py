@@ -91,7 +91,7 @@ def expected() -> list[Guard]:
         (
             "INSERT",
             f"{draft_parent.format(row='NEW')}"
-            f' OR EXISTS (SELECT 1 FROM "{entitlement}" kept WHERE kept."id" = NEW."id")',  # noqa: S608
+            f' OR EXISTS (SELECT 1 FROM "{entitlement}" kept WHERE kept."id" = NEW."id")',
         ),
         ("UPDATE", f"{draft_parent.format(row='NEW')} OR {draft_parent.format(row='OLD')} OR {id_changes}"),
         ("DELETE", draft_parent.format(row="OLD")),
@@ -129,7 +129,7 @@ def expected() -> list[Guard]:
             "UPDATE",
             "a published plan revision is never replaced",
             f'{id_changes} OR EXISTS (SELECT 1 FROM "{revision}" kept WHERE kept."id" <> NEW."id"'
-            " AND kept.\"state\" <> 'draft' AND kept.\"plan_id\" = NEW.\"plan_id\" AND (kept.\"number\" = NEW.\"number\""
+            ' AND kept."state" <> \'draft\' AND kept."plan_id" = NEW."plan_id" AND (kept."number" = NEW."number"'
             " OR kept.\"state\" = 'published' AND NEW.\"state\" = 'published'))",
         ),
         *_never_gone(

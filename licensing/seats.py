@@ -166,7 +166,9 @@ def transfer(*, seat: Seat, to: str, by: Actor, at: datetime, reason: str = "") 
 
 def block(*, seat: Seat, by: Actor, at: datetime, reason: str) -> Seat:
     """Stop the holder from using the seat; it stays taken, so that nobody else gets it either."""
-    return _change(seat, {SeatState.RESERVED, SeatState.ASSIGNED}, SeatState.BLOCKED, "seat.blocked", by=by, at=at, reason=reason)
+    return _change(
+        seat, {SeatState.RESERVED, SeatState.ASSIGNED}, SeatState.BLOCKED, "seat.blocked", by=by, at=at, reason=reason
+    )
 
 
 def unblock(*, seat: Seat, by: Actor, at: datetime, reason: str = "") -> Seat:

@@ -141,7 +141,11 @@ def _relay(at: datetime) -> tuple[int, int]:
 
 
 def _forget(at: datetime) -> tuple[int, int]:
-    return decisions.forget(at=at) + idempotency.forget(at=at), 0
+    done = 0
+    for forget in (decisions.forget, idempotency.forget):
+        while gone := forget(at=at):  # in batches, so that no lock is held for long
+            done += gone
+    return done, 0
 
 
 EXPIRATION = Job("expiration-sweep", timedelta(seconds=30), _expire, _expiry_lag)

@@ -19,9 +19,11 @@ class RedactingFilter(logging.Filter):
                 record.args = {name: _redacted(value) for name, value in record.args.items()}
             else:
                 record.args = tuple(_redacted(value) for value in record.args)
-        if record.exc_info and not record.exc_text:
-            record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
-            record.exc_info = None
+        if record.exc_info and isinstance(record.msg, str):
+            # The formatter would print the traceback itself, unredacted: it becomes part of the message.
+            trace = redact(logging.Formatter().formatException(record.exc_info))
+            record.msg, record.args = f"{record.getMessage()}\n{trace}", None
+            record.exc_info = record.exc_text = None
         return True
 
 

@@ -157,7 +157,7 @@ REDIS_KEY_PREFIX = env.str("REDIS_KEY_PREFIX", default="licentia")
 CACHES: dict[str, dict[str, Any]] = {
     "default": (
         {
-            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "BACKEND": "portal.cache.RedisOrHere",
             "LOCATION": REDIS_URL,
             "KEY_PREFIX": REDIS_KEY_PREFIX,
             "OPTIONS": {"socket_timeout": 0.25, "socket_connect_timeout": 0.25},
@@ -355,6 +355,7 @@ LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
+DATE_FORMAT, TIME_FORMAT, DATETIME_FORMAT = "j M Y", "H:i", "j M Y, H:i"
 
 DJANGO_STRUCTLOG_CELERY_ENABLED = False
 SILENCED_SYSTEM_CHECKS = ["security.W021"] if not PRODUCTION else []

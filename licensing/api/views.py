@@ -71,6 +71,8 @@ class Validate(APIView):
 
 
 class ProductViews(ApiViewSet):
+    """Products: the programs that are sold."""
+
     queryset = Product.objects.all()
     serializer_class = shapes.Product
     filterset_class = filters.Products
@@ -87,6 +89,8 @@ class ProductViews(ApiViewSet):
 
 
 class PlanViews(ApiViewSet):
+    """Plans: the named offers of a product."""
+
     queryset = Plan.objects.all()
     serializer_class = shapes.Plan
     filterset_class = filters.Plans
@@ -122,6 +126,8 @@ _POINTERS = {f"/{term}": f"/{term}_seconds" for term in ("churn_window", "durati
 
 
 class PlanRevisionViews(ApiViewSet):
+    """Plan revisions: the terms of a plan, numbered; a published one never changes."""
+
     queryset = PlanRevision.objects.prefetch_related("entitlements")
     serializer_class = shapes.PlanRevision
     filterset_class = filters.PlanRevisions
@@ -193,6 +199,8 @@ def _grants(body: dict[str, Any]) -> list[catalog.Grant] | None:
 
 
 class CustomerViews(ApiViewSet):
+    """Customers: the organizations that buy."""
+
     queryset = Customer.objects.all()
     serializer_class = shapes.Customer
     filterset_class = filters.Customers
@@ -218,6 +226,8 @@ class CustomerViews(ApiViewSet):
 
 
 class MemberViews(ApiViewSet):
+    """Members: who may act for a customer in the portal."""
+
     queryset = Member.objects.select_related("user")
     serializer_class = shapes.Member
     filterset_class = filters.Members
@@ -246,6 +256,8 @@ class MemberViews(ApiViewSet):
 
 @extend_schema_view(list=extend_schema(operation_id="licenses_list"))
 class LicenseViews(ApiViewSet):
+    """Licenses: one customer's right to use one product."""
+
     queryset = License.objects.select_related("plan_revision").prefetch_related("holds", "keys")
     serializer_class = shapes.LicenseRow
     filterset_class = filters.Licenses
@@ -357,6 +369,8 @@ class LicenseViews(ApiViewSet):
 
 
 class SeatViews(ApiViewSet):
+    """Seats: the named capacity of a license."""
+
     queryset = Seat.objects.all()
     serializer_class = shapes.Seat
     filterset_class = filters.Seats
@@ -389,6 +403,8 @@ class SeatViews(ApiViewSet):
 
 
 class ActivationViews(ApiViewSet):
+    """Activations: the machines bound to a license."""
+
     queryset = Activation.objects.all()
     serializer_class = shapes.Activation
     filterset_class = filters.Activations
@@ -428,6 +444,8 @@ class ActivationViews(ApiViewSet):
 
 
 class EntitlementViews(ApiViewSet):
+    """Entitlements: what a license grants."""
+
     serializer_class = shapes.Entitlements
     queryset = License.objects.all()
     read_scope, write_scope, tenant = "validate", "validate", "customer_id"
@@ -449,6 +467,8 @@ class EntitlementViews(ApiViewSet):
 
 
 class CredentialViews(ApiViewSet):
+    """Credentials: who may call this API."""
+
     queryset = Credential.objects.all()
     serializer_class = shapes.Credential
     filterset_class = filters.Credentials
@@ -473,6 +493,8 @@ class CredentialViews(ApiViewSet):
 
 
 class AnomalyViews(ApiViewSet):
+    """Anomalies: recorded suspicions."""
+
     queryset = Anomaly.objects.all()
     serializer_class = shapes.Anomaly
     filterset_class = filters.Anomalies
@@ -481,6 +503,8 @@ class AnomalyViews(ApiViewSet):
 
 
 class AuditEntryViews(ApiViewSet):
+    """Audit entries: who did what to what, why and when."""
+
     queryset = AuditEntry.objects.all()
     serializer_class = shapes.AuditEntry
     filterset_class = filters.AuditEntries

@@ -68,9 +68,10 @@ def test_it_writes_an_entry_for_each_thing_a_transfer_lets_go():
     for name in "ab":
         seats.assign(license=license, holder=f"{name}@example.com", by=make_actor(), at=AT)
     activations.activate(license=license, fingerprint="machine-000000000001", by=make_actor(), at=AT)
+    heir = make_customer()
     known = set(AuditEntry.objects.values_list("pk", flat=True))
 
-    lifecycle.transfer(license=license, to=make_customer(), by=make_actor(), at=AT, reason="sold")
+    lifecycle.transfer(license=license, to=heir, by=make_actor(), at=AT, reason="sold")
 
     entries = AuditEntry.objects.exclude(pk__in=known).order_by("id")
     assert [entry.action for entry in entries] == [
