@@ -218,9 +218,9 @@ def _start_clock(license: License, *, by: Actor, at: datetime) -> None:
     """Note the first activation, from which some revisions count the validity."""
     license.first_activated_at = at
     terms = license.plan_revision
-    counts = terms.validity_basis == ValidityBasis.FROM_FIRST_ACTIVATION and terms.duration is not None
-    if counts and license.expires_at is None:  # an expiry the license was given, or kept, stays
-        license.expires_at = at + terms.duration
+    span = terms.duration if terms.validity_basis == ValidityBasis.FROM_FIRST_ACTIVATION else None
+    if span is not None and license.expires_at is None:  # an expiry the license was given, or kept, stays
+        license.expires_at = at + span
         license.grace_until = license.expires_at + terms.grace_period if terms.grace_period else None
         license.due_at = license.expires_at
         audit.record(

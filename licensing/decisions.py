@@ -7,6 +7,7 @@ flagged as an anomaly: nothing is lost in silence.
 
 import atexit
 import threading
+import time
 from collections import deque
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -30,7 +31,6 @@ _buffer: deque[DecisionRecord] = deque()
 _dropped = 0
 _lock = threading.Lock()
 _writing = threading.Lock()
-_wake = threading.Event()
 _writer: threading.Thread | None = None
 
 
@@ -109,9 +109,13 @@ def _ensure_writer() -> None:
 
 def _write_forever() -> None:
     while True:
-        _wake.wait(INTERVAL_SECONDS)
-        close_old_connections()
-        flush()
+        time.sleep(INTERVAL_SECONDS)
+        try:
+            close_old_connections()
+            if not flush():
+                connection.close()  # an idle writer holds no connection
+        except Exception:  # the writer outlives whatever happens; the rows wait in the buffer
+            log.exception("decision_records_not_written", waiting=len(_buffer))
 
 
 @atexit.register

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from django.db import transaction
 
+from licensing import keyformat
 from licensing.models import OutboxMessage
 
 GIVE_UP_AFTER = timedelta(days=3)
@@ -61,7 +62,7 @@ def relay(*, handlers: dict[str, Handler], at: datetime, limit: int = 200) -> tu
 
 def _postpone(message: OutboxMessage, error: Exception, at: datetime) -> bool:
     """Keep the failure and the next try on the row; return whether it is given up."""
-    message.last_error = f"{type(error).__name__}: {error}"[:2000]
+    message.last_error = keyformat.redact(f"{type(error).__name__}: {error}")[:2000]
     if at - message.created_at >= GIVE_UP_AFTER and message.attempts >= FEWEST_TRIES:
         message.given_up_at = at
         return True

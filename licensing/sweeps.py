@@ -13,7 +13,7 @@ import structlog
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F
 
-from licensing import anomalies, audit, decisions, idempotency, lifecycle, notices, outbox
+from licensing import anomalies, audit, decisions, idempotency, keyformat, lifecycle, notices, outbox
 from licensing.models import JobState, License
 from licensing.states import Severity
 
@@ -56,7 +56,7 @@ def run(job: Job, *, at: datetime) -> int:
     try:
         done, failed = job.work(at)
     except Exception as error:
-        row.update(failures=F("failures") + 1, last_error=f"{type(error).__name__}: {error}"[:2000])
+        row.update(failures=F("failures") + 1, last_error=keyformat.redact(f"{type(error).__name__}: {error}")[:2000])
         _flag(job, at, {"error": type(error).__name__})
         raise
     row.update(last_finished_at=at, last_count=done)

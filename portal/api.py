@@ -12,6 +12,7 @@ from drf_spectacular.views import SpectacularSwaggerSplitView
 from rest_framework import exceptions
 
 from licensing import crypto, gate
+from licensing.api.base import StrictSerializer
 from licensing.api.door import django_response, request_id_of
 from licensing.errors import LicensingError
 
@@ -113,6 +114,11 @@ def document_common_answers(result: dict[str, Any], generator: Any, request: Any
             },
         },
     }
+    for name, schema in schemas.items():
+        if name.endswith("Request"):
+            schema["additionalProperties"] = False  # unknown fields are refused
+        if schema.get("description") == StrictSerializer.__doc__:
+            del schema["description"]  # ours about the class, not about the thing
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for path, operations in result["paths"].items():
         for method, operation in operations.items():

@@ -43,5 +43,6 @@ def _either(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name in "add get set touch delete get_many has_key incr set_many delete_many clear".split():
+NAMES = ("add", "get", "set", "touch", "delete", "get_many", "has_key", "incr", "set_many", "delete_many", "clear")
+for _name in NAMES:
     setattr(RedisOrHere, _name, _either(_name))

@@ -19,7 +19,7 @@ def production_is_safe(**_: Any) -> list[CheckMessage]:
         return []
     database, redis = urlsplit(settings.DATABASE_URL), urlsplit(settings.REDIS_URL)
     broker, public = urlsplit(settings.CELERY_BROKER_URL), urlsplit(settings.PUBLIC_URL)
-    socket = database.netloc.startswith("%2F") or not database.hostname
+    socket = not database.hostname or database.hostname.lower().startswith("%2f")
     sslmode = parse_qs(database.query).get("sslmode", [""])[0]
     secret = settings.SECRET_KEY
     rules = [

@@ -15,10 +15,7 @@ class RedactingFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg = _redacted(record.msg)
         if record.args:
-            if isinstance(record.args, dict):
-                record.args = {name: _redacted(value) for name, value in record.args.items()}
-            else:
-                record.args = tuple(_redacted(value) for value in record.args)
+            record.args = _redacted(record.args)
         if record.exc_info and isinstance(record.msg, str):
             # The formatter would print the traceback itself, unredacted: it becomes part of the message.
             trace = redact(logging.Formatter().formatException(record.exc_info))
@@ -37,10 +34,16 @@ def _redacted(value: Any) -> Any:
         case str():
             return redact(value)
         case dict():
-            return {name: _redacted(item) for name, item in value.items()}
-        case list() | tuple():
-            return type(value)(_redacted(item) for item in value)
-        case BaseException():
-            return redact(repr(value))
-        case _:
+            return {_redacted(name): _redacted(item) for name, item in value.items()}
+        case list():
+            return [_redacted(item) for item in value]
+        case tuple():
+            return tuple(_redacted(item) for item in value)
+        case None | bool() | int() | float():
             return value
+    try:
+        # Whatever else it is, a formatter will ask for its words: kept as it is when they hold nothing to cut.
+        said, shown = str(value), repr(value)
+    except Exception:
+        return f"a {type(value).__name__} without words"
+    return value if redact(said) == said and redact(shown) == shown else redact(shown if said in shown else said)

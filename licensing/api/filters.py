@@ -5,6 +5,7 @@ from typing import Any
 from django.utils import timezone
 from django_filters import rest_framework as filters
 
+from licensing.errors import Invalid
 from licensing.models import (
     Activation,
     Anomaly,
@@ -21,13 +22,23 @@ from licensing.models import (
 from licensing.states import LicenseStatus
 
 
-class Products(filters.FilterSet):
+class Filters(filters.FilterSet):
+    """The base of ours: a filter without a value is refused, for it would let everything through."""
+
+    def is_valid(self) -> bool:
+        for name, value in self.data.items():
+            if name in self.filters and value == "":
+                raise Invalid("A filter needs a value. Leave it out to see all.", pointer=f"/{name}")
+        return bool(super().is_valid())
+
+
+class Products(Filters):
     class Meta:
         model = Product
         fields = ["code"]
 
 
-class Plans(filters.FilterSet):
+class Plans(Filters):
     product = filters.UUIDFilter(field_name="product_id")
 
     class Meta:
@@ -35,7 +46,7 @@ class Plans(filters.FilterSet):
         fields = ["code"]
 
 
-class PlanRevisions(filters.FilterSet):
+class PlanRevisions(Filters):
     plan = filters.UUIDFilter(field_name="plan_id")
 
     class Meta:
@@ -43,13 +54,13 @@ class PlanRevisions(filters.FilterSet):
         fields = ["state", "scheme"]
 
 
-class Customers(filters.FilterSet):
+class Customers(Filters):
     class Meta:
         model = Customer
         fields = ["code"]
 
 
-class Members(filters.FilterSet):
+class Members(Filters):
     customer = filters.UUIDFilter(field_name="customer_id")
 
     class Meta:
@@ -57,7 +68,7 @@ class Members(filters.FilterSet):
         fields = ["role"]
 
 
-class Licenses(filters.FilterSet):
+class Licenses(Filters):
     customer = filters.UUIDFilter(field_name="customer_id")
     product = filters.UUIDFilter(field_name="product_id")
     plan = filters.UUIDFilter(field_name="plan_revision__plan_id")
@@ -72,7 +83,7 @@ class Licenses(filters.FilterSet):
         return rows.with_status(value, timezone.now())
 
 
-class Seats(filters.FilterSet):
+class Seats(Filters):
     license = filters.UUIDFilter(field_name="license_id")
     holder = filters.CharFilter(method="by_holder")
 
@@ -84,7 +95,7 @@ class Seats(filters.FilterSet):
         return rows.filter(holder=value.strip().lower())
 
 
-class Activations(filters.FilterSet):
+class Activations(Filters):
     license = filters.UUIDFilter(field_name="license_id")
 
     class Meta:
@@ -92,7 +103,7 @@ class Activations(filters.FilterSet):
         fields = ["fingerprint"]
 
 
-class Credentials(filters.FilterSet):
+class Credentials(Filters):
     customer = filters.UUIDFilter(field_name="customer_id")
 
     class Meta:
@@ -100,7 +111,7 @@ class Credentials(filters.FilterSet):
         fields: list[str] = []
 
 
-class Anomalies(filters.FilterSet):
+class Anomalies(Filters):
     license = filters.UUIDFilter(field_name="license_id")
 
     class Meta:
@@ -108,7 +119,7 @@ class Anomalies(filters.FilterSet):
         fields = ["rule", "severity", "state"]
 
 
-class AuditEntries(filters.FilterSet):
+class AuditEntries(Filters):
     license = filters.UUIDFilter(field_name="license_id")
     customer = filters.UUIDFilter(field_name="customer_id")
 

@@ -124,6 +124,7 @@ class InstantField(serializers.DateTimeField):
         return instant
 
 
+@extend_schema_field({"type": "string", "format": "decimal", "pattern": rf"^{_QUANTITY.pattern}$"})
 class QuantityField(serializers.DecimalField):
     """A quantity of 0 or more as a decimal string, exact to six places."""
 
@@ -190,7 +191,7 @@ class Terms(StrictSerializer):
     renewal_basis = serializers.ChoiceField(choices=RenewalBasis.choices, required=False)
     grace_period_seconds = SecondsField(source="grace_period", required=False, allow_null=True, min_value=0)
     maintenance_seconds = SecondsField(source="maintenance", required=False, allow_null=True)
-    entitlements = Entitlement(many=True, required=False, max_length=100)
+    entitlements = Entitlement(many=True, required=False, max_length=100)  # type: ignore[call-arg]  # taken by many
 
 
 class NewPlanRevision(Terms):

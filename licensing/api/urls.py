@@ -20,6 +20,6 @@ router.register("audit-entries", views.AuditEntryViews)
 
 urlpatterns = [
     path("validate", views.validate, name="validate"),
-    path("entitlements", views.EntitlementViews.as_view({"get": "list"}), name="entitlements"),
+    path("entitlements", views.EntitlementViews.as_view({"get": "show"}), name="entitlements"),
     *router.urls,
 ]

@@ -3,11 +3,11 @@
 from typing import Any
 from uuid import UUID
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
+from drf_spectacular.utils import OpenApiParameter, PolymorphicProxySerializer, extend_schema, extend_schema_view
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -238,9 +238,11 @@ class MemberViews(ApiViewSet):
     def create(self, request: Request) -> Response:
         body = self.body()
         customer = _named(Customer, body["customer_id"], "/customer")
-        member = customers.invite(
-            customer=customer, email=body["user"]["email"], role=body["role"], by=self.by, at=self.at
-        )
+        invited = {"customer": customer, "email": body["user"]["email"], "role": body["role"]}
+        try:
+            member = customers.invite(**invited, by=self.by, at=self.at)
+        except IntegrityError:  # somebody else invited the same new person at this moment: now they are known
+            member = customers.invite(**invited, by=self.by, at=self.at)
         return self.shown(member, status=201)
 
     @extend_schema(request=shapes.ChangedMember)
@@ -347,7 +349,11 @@ class LicenseViews(ApiViewSet):
             OpenApiParameter("preview", OpenApiTypes.BOOL, description="true writes nothing: `{before, after}`"),
         ],
         request=shapes.PlanChange,
-        responses=shapes.LicenseRow,
+        responses=PolymorphicProxySerializer(
+            component_name="ChangedPlan",
+            serializers=[shapes.LicenseRow, shapes.PlanChangePreview],
+            resource_type_field_name=None,
+        ),
     )
     @action(detail=True, methods=["post"], url_path="change-plan")
     @once
@@ -454,9 +460,8 @@ class EntitlementViews(ApiViewSet):
         operation_id="entitlements",
         parameters=[OpenApiParameter("license", OpenApiTypes.UUID, description="For a server: whose rights")],
         responses=shapes.Entitlements,
-        filters=False,
     )
-    def list(self, request: Request) -> Response:
+    def show(self, request: Request) -> Response:
         """Return what a license grants."""
         license = _called_license(self, request.query_params.get("license"))
         snapshot, _ = snapshots.by_id(license.pk, Scope())

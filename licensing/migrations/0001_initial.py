@@ -11,7 +11,6 @@ import licensing.ids
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
@@ -20,789 +19,1712 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
-            name='Customer',
+            name="Customer",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('code', models.SlugField(max_length=64, unique=True)),
-                ('name', models.CharField(max_length=200)),
-                ('email', models.EmailField(blank=True, help_text='Where notices about licenses go, besides the members.', max_length=254)),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("code", models.SlugField(max_length=64, unique=True)),
+                ("name", models.CharField(max_length=200)),
+                (
+                    "email",
+                    models.EmailField(
+                        blank=True, help_text="Where notices about licenses go, besides the members.", max_length=254
+                    ),
+                ),
             ],
             options={
-                'ordering': ['name'],
+                "ordering": ["name"],
             },
         ),
         migrations.CreateModel(
-            name='JobState',
+            name="JobState",
             fields=[
-                ('name', models.CharField(max_length=64, primary_key=True, serialize=False)),
-                ('watermark_at', models.DateTimeField(blank=True, null=True)),
-                ('last_started_at', models.DateTimeField(blank=True, null=True)),
-                ('last_finished_at', models.DateTimeField(blank=True, null=True)),
-                ('last_count', models.PositiveIntegerField(default=0)),
-                ('failures', models.PositiveIntegerField(default=0)),
-                ('last_error', models.TextField(blank=True)),
+                ("name", models.CharField(max_length=64, primary_key=True, serialize=False)),
+                ("watermark_at", models.DateTimeField(blank=True, null=True)),
+                ("last_started_at", models.DateTimeField(blank=True, null=True)),
+                ("last_finished_at", models.DateTimeField(blank=True, null=True)),
+                ("last_count", models.PositiveIntegerField(default=0)),
+                ("failures", models.PositiveIntegerField(default=0)),
+                ("last_error", models.TextField(blank=True)),
             ],
             options={
-                'ordering': ['name'],
+                "ordering": ["name"],
             },
         ),
         migrations.CreateModel(
-            name='Plan',
+            name="Plan",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('code', models.SlugField(max_length=64)),
-                ('name', models.CharField(max_length=200)),
-                ('description', models.TextField(blank=True)),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("code", models.SlugField(max_length=64)),
+                ("name", models.CharField(max_length=200)),
+                ("description", models.TextField(blank=True)),
             ],
             options={
-                'ordering': ['product', 'code'],
+                "ordering": ["product", "code"],
             },
         ),
         migrations.CreateModel(
-            name='Product',
+            name="Product",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('code', models.SlugField(max_length=64, unique=True)),
-                ('name', models.CharField(max_length=200)),
-                ('description', models.TextField(blank=True)),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("code", models.SlugField(max_length=64, unique=True)),
+                ("name", models.CharField(max_length=200)),
+                ("description", models.TextField(blank=True)),
             ],
             options={
-                'ordering': ['code'],
+                "ordering": ["code"],
             },
         ),
         migrations.CreateModel(
-            name='AuditEntry',
+            name="AuditEntry",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('at', models.DateTimeField()),
-                ('action', models.CharField(max_length=64)),
-                ('actor_kind', models.CharField(max_length=16)),
-                ('actor_id', models.CharField(blank=True, max_length=64)),
-                ('actor_label', models.CharField(blank=True, max_length=254)),
-                ('actor_role', models.CharField(blank=True, max_length=64)),
-                ('address', models.GenericIPAddressField(blank=True, null=True)),
-                ('object_kind', models.CharField(max_length=64)),
-                ('object_id', models.CharField(max_length=64)),
-                ('license_id', models.UUIDField(blank=True, null=True)),
-                ('customer_id', models.UUIDField(blank=True, null=True)),
-                ('before', models.JSONField(default=dict)),
-                ('after', models.JSONField(default=dict)),
-                ('reason', models.TextField(blank=True)),
-                ('request_id', models.CharField(blank=True, max_length=64)),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("at", models.DateTimeField()),
+                ("action", models.CharField(max_length=64)),
+                ("actor_kind", models.CharField(max_length=16)),
+                ("actor_id", models.CharField(blank=True, max_length=64)),
+                ("actor_label", models.CharField(blank=True, max_length=254)),
+                ("actor_role", models.CharField(blank=True, max_length=64)),
+                ("address", models.GenericIPAddressField(blank=True, null=True)),
+                ("object_kind", models.CharField(max_length=64)),
+                ("object_id", models.CharField(max_length=64)),
+                ("license_id", models.UUIDField(blank=True, null=True)),
+                ("customer_id", models.UUIDField(blank=True, null=True)),
+                ("before", models.JSONField(default=dict)),
+                ("after", models.JSONField(default=dict)),
+                ("reason", models.TextField(blank=True)),
+                ("request_id", models.CharField(blank=True, max_length=64)),
             ],
             options={
-                'verbose_name_plural': 'audit entries',
-                'ordering': ['-id'],
-                'indexes': [models.Index(fields=['license_id', 'id'], name='audit_by_license'), models.Index(fields=['object_kind', 'object_id', 'id'], name='audit_by_object')],
+                "verbose_name_plural": "audit entries",
+                "ordering": ["-id"],
+                "indexes": [
+                    models.Index(fields=["license_id", "id"], name="audit_by_license"),
+                    models.Index(fields=["object_kind", "object_id", "id"], name="audit_by_object"),
+                ],
             },
         ),
         migrations.CreateModel(
-            name='DecisionRecord',
+            name="DecisionRecord",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('request_id', models.CharField(db_index=True, max_length=64)),
-                ('at', models.DateTimeField(db_index=True)),
-                ('license_id', models.UUIDField(blank=True, null=True)),
-                ('caller', models.CharField(max_length=64)),
-                ('code', models.CharField(max_length=32)),
-                ('looked_at', models.JSONField(default=list)),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("request_id", models.CharField(db_index=True, max_length=64)),
+                ("at", models.DateTimeField(db_index=True)),
+                ("license_id", models.UUIDField(blank=True, null=True)),
+                ("caller", models.CharField(max_length=64)),
+                ("code", models.CharField(max_length=32)),
+                ("looked_at", models.JSONField(default=list)),
             ],
             options={
-                'ordering': ['-at'],
-                'indexes': [models.Index(fields=['license_id', '-at'], name='decision_by_license')],
+                "ordering": ["-at"],
+                "indexes": [models.Index(fields=["license_id", "-at"], name="decision_by_license")],
             },
         ),
         migrations.CreateModel(
-            name='HistoricalCredential',
+            name="HistoricalCredential",
             fields=[
-                ('id', models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('name', models.CharField(max_length=200)),
-                ('digest_kid', models.CharField(max_length=32)),
-                ('last4', models.CharField(max_length=4)),
-                ('scopes', models.JSONField(default=list)),
-                ('allowed_addresses', models.JSONField(blank=True, default=list)),
-                ('expires_at', models.DateTimeField()),
-                ('revoked_at', models.DateTimeField(blank=True, null=True)),
-                ('history_change_reason', models.TextField(null=True)),
-                ('history_id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('customer', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='licensing.customer')),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ("id", models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("name", models.CharField(max_length=200)),
+                ("digest_kid", models.CharField(max_length=32)),
+                ("last4", models.CharField(max_length=4)),
+                ("scopes", models.JSONField(default=list)),
+                ("allowed_addresses", models.JSONField(blank=True, default=list)),
+                ("expires_at", models.DateTimeField()),
+                ("revoked_at", models.DateTimeField(blank=True, null=True)),
+                ("history_change_reason", models.TextField(null=True)),
+                (
+                    "history_id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("history_date", models.DateTimeField(db_index=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "customer",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="licensing.customer",
+                    ),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'historical credential',
-                'verbose_name_plural': 'historical credentials',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
-            },
-            bases=(simple_history.models.HistoricalChanges, models.Model),
-        ),
-        migrations.CreateModel(
-            name='HistoricalCustomer',
-            fields=[
-                ('id', models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('code', models.SlugField(max_length=64)),
-                ('name', models.CharField(max_length=200)),
-                ('history_change_reason', models.TextField(null=True)),
-                ('history_id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-            ],
-            options={
-                'verbose_name': 'historical customer',
-                'verbose_name_plural': 'historical customers',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
-            },
-            bases=(simple_history.models.HistoricalChanges, models.Model),
-        ),
-        migrations.CreateModel(
-            name='HistoricalMember',
-            fields=[
-                ('id', models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('role', models.CharField(choices=[('owner', 'Owner'), ('license_manager', 'license manager'), ('billing', 'Billing'), ('viewer', 'Viewer')], max_length=32)),
-                ('history_change_reason', models.TextField(null=True)),
-                ('history_id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('customer', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='licensing.customer')),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('user', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to=settings.AUTH_USER_MODEL)),
-            ],
-            options={
-                'verbose_name': 'historical member',
-                'verbose_name_plural': 'historical members',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
-            },
-            bases=(simple_history.models.HistoricalChanges, models.Model),
-        ),
-        migrations.CreateModel(
-            name='HistoricalProduct',
-            fields=[
-                ('id', models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('code', models.SlugField(max_length=64)),
-                ('name', models.CharField(max_length=200)),
-                ('description', models.TextField(blank=True)),
-                ('history_change_reason', models.TextField(null=True)),
-                ('history_id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-            ],
-            options={
-                'verbose_name': 'historical product',
-                'verbose_name_plural': 'historical products',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
+                "verbose_name": "historical credential",
+                "verbose_name_plural": "historical credentials",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
             },
             bases=(simple_history.models.HistoricalChanges, models.Model),
         ),
         migrations.CreateModel(
-            name='IdempotencyRecord',
+            name="HistoricalCustomer",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('principal', models.CharField(max_length=64)),
-                ('key_digest', models.BinaryField(max_length=32)),
-                ('request_digest', models.BinaryField(max_length=32)),
-                ('sealed_answer', models.TextField(blank=True)),
-                ('expires_at', models.DateTimeField(db_index=True)),
+                ("id", models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("code", models.SlugField(max_length=64)),
+                ("name", models.CharField(max_length=200)),
+                ("history_change_reason", models.TextField(null=True)),
+                (
+                    "history_id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("history_date", models.DateTimeField(db_index=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'constraints': [models.UniqueConstraint(fields=('principal', 'key_digest'), name='idempotency_key_is_used_once_per_principal')],
-            },
-        ),
-        migrations.CreateModel(
-            name='License',
-            fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('scheme', models.CharField(choices=[('seats', 'Seats'), ('usage', 'Usage'), ('both', 'seats and usage')], max_length=16)),
-                ('revision', models.PositiveBigIntegerField(default=1, editable=False)),
-                ('updated_at', models.DateTimeField(editable=False)),
-                ('issued_at', models.DateTimeField(blank=True, null=True)),
-                ('starts_at', models.DateTimeField()),
-                ('first_activated_at', models.DateTimeField(blank=True, null=True)),
-                ('expires_at', models.DateTimeField(blank=True, null=True)),
-                ('grace_until', models.DateTimeField(blank=True, null=True)),
-                ('maintenance_until', models.DateTimeField(blank=True, null=True)),
-                ('revoked_at', models.DateTimeField(blank=True, null=True)),
-                ('seat_limit', models.PositiveIntegerField(blank=True, null=True)),
-                ('seats_ceiling', models.PositiveIntegerField(blank=True, null=True)),
-                ('seats_used', models.PositiveIntegerField(default=0)),
-                ('activation_limit', models.PositiveIntegerField(blank=True, null=True)),
-                ('activations_ceiling', models.PositiveIntegerField(blank=True, null=True)),
-                ('activations_used', models.PositiveIntegerField(default=0)),
-                ('swept_status', models.CharField(choices=[('draft', 'Draft'), ('active', 'Active'), ('in_grace', 'in grace'), ('expired', 'Expired'), ('held', 'Held'), ('revoked', 'Revoked')], default='active', max_length=16)),
-                ('due_at', models.DateTimeField(blank=True, null=True)),
-                ('customer', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='licenses', to='licensing.customer')),
-            ],
-            options={
-                'ordering': ['-id'],
-                'permissions': [('issue_license', 'Can issue and renew licenses'), ('hold_license', 'Can hold and lift licenses'), ('revoke_license', 'Can revoke licenses'), ('reveal_key', 'Can reveal license keys'), ('manage_seats', 'Can assign and release seats and machines')],
-            },
-        ),
-        migrations.CreateModel(
-            name='HistoricalSeat',
-            fields=[
-                ('id', models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('state', models.CharField(choices=[('reserved', 'Reserved'), ('assigned', 'Assigned'), ('blocked', 'Blocked'), ('released', 'Released')], max_length=16)),
-                ('assigned_at', models.DateTimeField(blank=True, null=True)),
-                ('released_at', models.DateTimeField(blank=True, null=True)),
-                ('history_change_reason', models.TextField(null=True)),
-                ('history_id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('license', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='licensing.license')),
-            ],
-            options={
-                'verbose_name': 'historical seat',
-                'verbose_name_plural': 'historical seats',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
+                "verbose_name": "historical customer",
+                "verbose_name_plural": "historical customers",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
             },
             bases=(simple_history.models.HistoricalChanges, models.Model),
         ),
         migrations.CreateModel(
-            name='HistoricalAnomaly',
+            name="HistoricalMember",
             fields=[
-                ('id', models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('rule', models.CharField(max_length=64)),
-                ('severity', models.CharField(choices=[('low', 'Low'), ('medium', 'Medium'), ('high', 'High'), ('critical', 'Critical')], max_length=16)),
-                ('object_kind', models.CharField(max_length=64)),
-                ('object_id', models.CharField(max_length=64)),
-                ('hour_at', models.DateTimeField()),
-                ('first_at', models.DateTimeField()),
-                ('evidence', models.JSONField(default=dict)),
-                ('state', models.CharField(choices=[('open', 'Open'), ('acknowledged', 'Acknowledged'), ('resolved', 'Resolved')], default='open', max_length=16)),
-                ('resolution', models.TextField(blank=True)),
-                ('resolved_at', models.DateTimeField(blank=True, null=True)),
-                ('history_change_reason', models.TextField(null=True)),
-                ('history_id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('license', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='licensing.license')),
+                ("id", models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
+                ("created_at", models.DateTimeField(editable=False)),
+                (
+                    "role",
+                    models.CharField(
+                        choices=[
+                            ("owner", "Owner"),
+                            ("license_manager", "license manager"),
+                            ("billing", "Billing"),
+                            ("viewer", "Viewer"),
+                        ],
+                        max_length=32,
+                    ),
+                ),
+                ("history_change_reason", models.TextField(null=True)),
+                (
+                    "history_id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("history_date", models.DateTimeField(db_index=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "customer",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="licensing.customer",
+                    ),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "user",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'historical anomaly',
-                'verbose_name_plural': 'historical anomalies',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
+                "verbose_name": "historical member",
+                "verbose_name_plural": "historical members",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
             },
             bases=(simple_history.models.HistoricalChanges, models.Model),
         ),
         migrations.CreateModel(
-            name='OutboxMessage',
+            name="HistoricalProduct",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('kind', models.CharField(max_length=64)),
-                ('license_id', models.UUIDField(blank=True, null=True)),
-                ('payload', models.JSONField(default=dict)),
-                ('due_at', models.DateTimeField()),
-                ('attempts', models.PositiveIntegerField(default=0)),
-                ('delivered_at', models.DateTimeField(blank=True, null=True)),
-                ('given_up_at', models.DateTimeField(blank=True, null=True)),
-                ('last_error', models.TextField(blank=True)),
+                ("id", models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("code", models.SlugField(max_length=64)),
+                ("name", models.CharField(max_length=200)),
+                ("description", models.TextField(blank=True)),
+                ("history_change_reason", models.TextField(null=True)),
+                (
+                    "history_id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("history_date", models.DateTimeField(db_index=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-id'],
-                'indexes': [models.Index(condition=models.Q(('delivered_at', None), ('given_up_at', None)), fields=['due_at'], name='outbox_due')],
-                'constraints': [models.CheckConstraint(condition=models.Q(('delivered_at', None), ('given_up_at', None), _connector='OR'), name='delivered_or_given_up_not_both')],
-            },
-        ),
-        migrations.CreateModel(
-            name='HistoricalPlanRevision',
-            fields=[
-                ('id', models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('number', models.PositiveIntegerField()),
-                ('state', models.CharField(choices=[('draft', 'Draft'), ('published', 'Published'), ('retired', 'Retired')], default='draft', max_length=16)),
-                ('published_at', models.DateTimeField(blank=True, null=True)),
-                ('retired_at', models.DateTimeField(blank=True, null=True)),
-                ('scheme', models.CharField(choices=[('seats', 'Seats'), ('usage', 'Usage'), ('both', 'seats and usage')], default='seats', max_length=16)),
-                ('trial', models.BooleanField(default=False, help_text='Offered for trying out, not for sale.')),
-                ('seat_kind', models.CharField(choices=[('named', 'Named'), ('floating', 'Floating')], default='named', max_length=16)),
-                ('seat_limit', models.PositiveIntegerField(blank=True, help_text='Empty: no limit.', null=True)),
-                ('seat_required', models.BooleanField(default=False, help_text='Valid only for somebody who holds a seat and says so.')),
-                ('seat_churn_limit', models.PositiveIntegerField(blank=True, help_text='Releases and transfers allowed per churn window. Empty: no limit.', null=True)),
-                ('activation_limit', models.PositiveIntegerField(blank=True, help_text='Empty: no limit.', null=True)),
-                ('activation_required', models.BooleanField(default=False, help_text='Valid only on a machine with an activation (node-locked).')),
-                ('activation_churn_limit', models.PositiveIntegerField(blank=True, help_text='Deactivations allowed per churn window. Empty: no limit.', null=True)),
-                ('fingerprint_scope', models.CharField(choices=[('license', 'once per license'), ('product', 'on one license of the product')], default='license', max_length=16)),
-                ('churn_window', models.DurationField(blank=True, help_text='The window the churn limits count in, e.g. 30 days.', null=True)),
-                ('validity_basis', models.CharField(choices=[('from_issue', 'from issue'), ('from_first_activation', 'from first activation'), ('fixed_date', 'until a fixed date')], default='from_issue', max_length=32)),
-                ('duration', models.DurationField(blank=True, help_text='Empty: perpetual.', null=True)),
-                ('fixed_expires_at', models.DateTimeField(blank=True, null=True)),
-                ('renewal_basis', models.CharField(choices=[('from_expiry', 'from the expiry'), ('from_now', 'from the renewal'), ('from_now_if_expired', 'from the expiry, or from the renewal when already expired')], default='from_expiry', max_length=32)),
-                ('grace_period', models.DurationField(blank=True, help_text='Use still allowed after the expiry.', null=True)),
-                ('maintenance', models.DurationField(blank=True, help_text='Versions released within this time are covered. Empty: all versions.', null=True)),
-                ('history_change_reason', models.TextField(null=True)),
-                ('history_id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('plan', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='licensing.plan')),
-            ],
-            options={
-                'verbose_name': 'historical plan revision',
-                'verbose_name_plural': 'historical plan revisions',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
+                "verbose_name": "historical product",
+                "verbose_name_plural": "historical products",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
             },
             bases=(simple_history.models.HistoricalChanges, models.Model),
         ),
         migrations.CreateModel(
-            name='PlanRevision',
+            name="IdempotencyRecord",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('number', models.PositiveIntegerField()),
-                ('state', models.CharField(choices=[('draft', 'Draft'), ('published', 'Published'), ('retired', 'Retired')], default='draft', max_length=16)),
-                ('published_at', models.DateTimeField(blank=True, null=True)),
-                ('retired_at', models.DateTimeField(blank=True, null=True)),
-                ('scheme', models.CharField(choices=[('seats', 'Seats'), ('usage', 'Usage'), ('both', 'seats and usage')], default='seats', max_length=16)),
-                ('trial', models.BooleanField(default=False, help_text='Offered for trying out, not for sale.')),
-                ('seat_kind', models.CharField(choices=[('named', 'Named'), ('floating', 'Floating')], default='named', max_length=16)),
-                ('seat_limit', models.PositiveIntegerField(blank=True, help_text='Empty: no limit.', null=True)),
-                ('seat_required', models.BooleanField(default=False, help_text='Valid only for somebody who holds a seat and says so.')),
-                ('seat_churn_limit', models.PositiveIntegerField(blank=True, help_text='Releases and transfers allowed per churn window. Empty: no limit.', null=True)),
-                ('activation_limit', models.PositiveIntegerField(blank=True, help_text='Empty: no limit.', null=True)),
-                ('activation_required', models.BooleanField(default=False, help_text='Valid only on a machine with an activation (node-locked).')),
-                ('activation_churn_limit', models.PositiveIntegerField(blank=True, help_text='Deactivations allowed per churn window. Empty: no limit.', null=True)),
-                ('fingerprint_scope', models.CharField(choices=[('license', 'once per license'), ('product', 'on one license of the product')], default='license', max_length=16)),
-                ('churn_window', models.DurationField(blank=True, help_text='The window the churn limits count in, e.g. 30 days.', null=True)),
-                ('validity_basis', models.CharField(choices=[('from_issue', 'from issue'), ('from_first_activation', 'from first activation'), ('fixed_date', 'until a fixed date')], default='from_issue', max_length=32)),
-                ('duration', models.DurationField(blank=True, help_text='Empty: perpetual.', null=True)),
-                ('fixed_expires_at', models.DateTimeField(blank=True, null=True)),
-                ('renewal_basis', models.CharField(choices=[('from_expiry', 'from the expiry'), ('from_now', 'from the renewal'), ('from_now_if_expired', 'from the expiry, or from the renewal when already expired')], default='from_expiry', max_length=32)),
-                ('grace_period', models.DurationField(blank=True, help_text='Use still allowed after the expiry.', null=True)),
-                ('maintenance', models.DurationField(blank=True, help_text='Versions released within this time are covered. Empty: all versions.', null=True)),
-                ('plan', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='revisions', to='licensing.plan')),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("principal", models.CharField(max_length=64)),
+                ("key_digest", models.BinaryField(max_length=32)),
+                ("request_digest", models.BinaryField(max_length=32)),
+                ("sealed_answer", models.TextField(blank=True)),
+                ("expires_at", models.DateTimeField(db_index=True)),
             ],
             options={
-                'ordering': ['plan', '-number'],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("principal", "key_digest"), name="idempotency_key_is_used_once_per_principal"
+                    )
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="License",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                (
+                    "scheme",
+                    models.CharField(
+                        choices=[("seats", "Seats"), ("usage", "Usage"), ("both", "seats and usage")], max_length=16
+                    ),
+                ),
+                ("revision", models.PositiveBigIntegerField(default=1, editable=False)),
+                ("updated_at", models.DateTimeField(editable=False)),
+                ("issued_at", models.DateTimeField(blank=True, null=True)),
+                ("starts_at", models.DateTimeField()),
+                ("first_activated_at", models.DateTimeField(blank=True, null=True)),
+                ("expires_at", models.DateTimeField(blank=True, null=True)),
+                ("grace_until", models.DateTimeField(blank=True, null=True)),
+                ("maintenance_until", models.DateTimeField(blank=True, null=True)),
+                ("revoked_at", models.DateTimeField(blank=True, null=True)),
+                ("seat_limit", models.PositiveIntegerField(blank=True, null=True)),
+                ("seats_ceiling", models.PositiveIntegerField(blank=True, null=True)),
+                ("seats_used", models.PositiveIntegerField(default=0)),
+                ("activation_limit", models.PositiveIntegerField(blank=True, null=True)),
+                ("activations_ceiling", models.PositiveIntegerField(blank=True, null=True)),
+                ("activations_used", models.PositiveIntegerField(default=0)),
+                (
+                    "swept_status",
+                    models.CharField(
+                        choices=[
+                            ("draft", "Draft"),
+                            ("active", "Active"),
+                            ("in_grace", "in grace"),
+                            ("expired", "Expired"),
+                            ("held", "Held"),
+                            ("revoked", "Revoked"),
+                        ],
+                        default="active",
+                        max_length=16,
+                    ),
+                ),
+                ("due_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "customer",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="licenses", to="licensing.customer"
+                    ),
+                ),
+            ],
+            options={
+                "ordering": ["-id"],
+                "permissions": [
+                    ("issue_license", "Can issue and renew licenses"),
+                    ("hold_license", "Can hold and lift licenses"),
+                    ("revoke_license", "Can revoke licenses"),
+                    ("reveal_key", "Can reveal license keys"),
+                    ("manage_seats", "Can assign and release seats and machines"),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="HistoricalSeat",
+            fields=[
+                ("id", models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
+                ("created_at", models.DateTimeField(editable=False)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("reserved", "Reserved"),
+                            ("assigned", "Assigned"),
+                            ("blocked", "Blocked"),
+                            ("released", "Released"),
+                        ],
+                        max_length=16,
+                    ),
+                ),
+                ("assigned_at", models.DateTimeField(blank=True, null=True)),
+                ("released_at", models.DateTimeField(blank=True, null=True)),
+                ("history_change_reason", models.TextField(null=True)),
+                (
+                    "history_id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("history_date", models.DateTimeField(db_index=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "license",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="licensing.license",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "historical seat",
+                "verbose_name_plural": "historical seats",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
+            },
+            bases=(simple_history.models.HistoricalChanges, models.Model),
+        ),
+        migrations.CreateModel(
+            name="HistoricalAnomaly",
+            fields=[
+                ("id", models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("rule", models.CharField(max_length=64)),
+                (
+                    "severity",
+                    models.CharField(
+                        choices=[("low", "Low"), ("medium", "Medium"), ("high", "High"), ("critical", "Critical")],
+                        max_length=16,
+                    ),
+                ),
+                ("object_kind", models.CharField(max_length=64)),
+                ("object_id", models.CharField(max_length=64)),
+                ("hour_at", models.DateTimeField()),
+                ("first_at", models.DateTimeField()),
+                ("evidence", models.JSONField(default=dict)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[("open", "Open"), ("acknowledged", "Acknowledged"), ("resolved", "Resolved")],
+                        default="open",
+                        max_length=16,
+                    ),
+                ),
+                ("resolution", models.TextField(blank=True)),
+                ("resolved_at", models.DateTimeField(blank=True, null=True)),
+                ("history_change_reason", models.TextField(null=True)),
+                (
+                    "history_id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("history_date", models.DateTimeField(db_index=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "license",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="licensing.license",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "historical anomaly",
+                "verbose_name_plural": "historical anomalies",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
+            },
+            bases=(simple_history.models.HistoricalChanges, models.Model),
+        ),
+        migrations.CreateModel(
+            name="OutboxMessage",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("kind", models.CharField(max_length=64)),
+                ("license_id", models.UUIDField(blank=True, null=True)),
+                ("payload", models.JSONField(default=dict)),
+                ("due_at", models.DateTimeField()),
+                ("attempts", models.PositiveIntegerField(default=0)),
+                ("delivered_at", models.DateTimeField(blank=True, null=True)),
+                ("given_up_at", models.DateTimeField(blank=True, null=True)),
+                ("last_error", models.TextField(blank=True)),
+            ],
+            options={
+                "ordering": ["-id"],
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("delivered_at", None), ("given_up_at", None)),
+                        fields=["due_at"],
+                        name="outbox_due",
+                    )
+                ],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("delivered_at", None), ("given_up_at", None), _connector="OR"),
+                        name="delivered_or_given_up_not_both",
+                    )
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="HistoricalPlanRevision",
+            fields=[
+                ("id", models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("number", models.PositiveIntegerField()),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[("draft", "Draft"), ("published", "Published"), ("retired", "Retired")],
+                        default="draft",
+                        max_length=16,
+                    ),
+                ),
+                ("published_at", models.DateTimeField(blank=True, null=True)),
+                ("retired_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "scheme",
+                    models.CharField(
+                        choices=[("seats", "Seats"), ("usage", "Usage"), ("both", "seats and usage")],
+                        default="seats",
+                        max_length=16,
+                    ),
+                ),
+                ("trial", models.BooleanField(default=False, help_text="Offered for trying out, not for sale.")),
+                (
+                    "seat_kind",
+                    models.CharField(
+                        choices=[("named", "Named"), ("floating", "Floating")], default="named", max_length=16
+                    ),
+                ),
+                ("seat_limit", models.PositiveIntegerField(blank=True, help_text="Empty: no limit.", null=True)),
+                (
+                    "seat_required",
+                    models.BooleanField(
+                        default=False, help_text="Valid only for somebody who holds a seat and says so."
+                    ),
+                ),
+                (
+                    "seat_churn_limit",
+                    models.PositiveIntegerField(
+                        blank=True,
+                        help_text="Releases and transfers allowed per churn window. Empty: no limit.",
+                        null=True,
+                    ),
+                ),
+                ("activation_limit", models.PositiveIntegerField(blank=True, help_text="Empty: no limit.", null=True)),
+                (
+                    "activation_required",
+                    models.BooleanField(
+                        default=False, help_text="Valid only on a machine with an activation (node-locked)."
+                    ),
+                ),
+                (
+                    "activation_churn_limit",
+                    models.PositiveIntegerField(
+                        blank=True, help_text="Deactivations allowed per churn window. Empty: no limit.", null=True
+                    ),
+                ),
+                (
+                    "fingerprint_scope",
+                    models.CharField(
+                        choices=[("license", "once per license"), ("product", "on one license of the product")],
+                        default="license",
+                        max_length=16,
+                    ),
+                ),
+                (
+                    "churn_window",
+                    models.DurationField(
+                        blank=True, help_text="The window the churn limits count in, e.g. 30 days.", null=True
+                    ),
+                ),
+                (
+                    "validity_basis",
+                    models.CharField(
+                        choices=[
+                            ("from_issue", "from issue"),
+                            ("from_first_activation", "from first activation"),
+                            ("fixed_date", "until a fixed date"),
+                        ],
+                        default="from_issue",
+                        max_length=32,
+                    ),
+                ),
+                ("duration", models.DurationField(blank=True, help_text="Empty: perpetual.", null=True)),
+                ("fixed_expires_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "renewal_basis",
+                    models.CharField(
+                        choices=[
+                            ("from_expiry", "from the expiry"),
+                            ("from_now", "from the renewal"),
+                            ("from_now_if_expired", "from the expiry, or from the renewal when already expired"),
+                        ],
+                        default="from_expiry",
+                        max_length=32,
+                    ),
+                ),
+                (
+                    "grace_period",
+                    models.DurationField(blank=True, help_text="Use still allowed after the expiry.", null=True),
+                ),
+                (
+                    "maintenance",
+                    models.DurationField(
+                        blank=True,
+                        help_text="Versions released within this time are covered. Empty: all versions.",
+                        null=True,
+                    ),
+                ),
+                ("history_change_reason", models.TextField(null=True)),
+                (
+                    "history_id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("history_date", models.DateTimeField(db_index=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "plan",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="licensing.plan",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "historical plan revision",
+                "verbose_name_plural": "historical plan revisions",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
+            },
+            bases=(simple_history.models.HistoricalChanges, models.Model),
+        ),
+        migrations.CreateModel(
+            name="PlanRevision",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("number", models.PositiveIntegerField()),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[("draft", "Draft"), ("published", "Published"), ("retired", "Retired")],
+                        default="draft",
+                        max_length=16,
+                    ),
+                ),
+                ("published_at", models.DateTimeField(blank=True, null=True)),
+                ("retired_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "scheme",
+                    models.CharField(
+                        choices=[("seats", "Seats"), ("usage", "Usage"), ("both", "seats and usage")],
+                        default="seats",
+                        max_length=16,
+                    ),
+                ),
+                ("trial", models.BooleanField(default=False, help_text="Offered for trying out, not for sale.")),
+                (
+                    "seat_kind",
+                    models.CharField(
+                        choices=[("named", "Named"), ("floating", "Floating")], default="named", max_length=16
+                    ),
+                ),
+                ("seat_limit", models.PositiveIntegerField(blank=True, help_text="Empty: no limit.", null=True)),
+                (
+                    "seat_required",
+                    models.BooleanField(
+                        default=False, help_text="Valid only for somebody who holds a seat and says so."
+                    ),
+                ),
+                (
+                    "seat_churn_limit",
+                    models.PositiveIntegerField(
+                        blank=True,
+                        help_text="Releases and transfers allowed per churn window. Empty: no limit.",
+                        null=True,
+                    ),
+                ),
+                ("activation_limit", models.PositiveIntegerField(blank=True, help_text="Empty: no limit.", null=True)),
+                (
+                    "activation_required",
+                    models.BooleanField(
+                        default=False, help_text="Valid only on a machine with an activation (node-locked)."
+                    ),
+                ),
+                (
+                    "activation_churn_limit",
+                    models.PositiveIntegerField(
+                        blank=True, help_text="Deactivations allowed per churn window. Empty: no limit.", null=True
+                    ),
+                ),
+                (
+                    "fingerprint_scope",
+                    models.CharField(
+                        choices=[("license", "once per license"), ("product", "on one license of the product")],
+                        default="license",
+                        max_length=16,
+                    ),
+                ),
+                (
+                    "churn_window",
+                    models.DurationField(
+                        blank=True, help_text="The window the churn limits count in, e.g. 30 days.", null=True
+                    ),
+                ),
+                (
+                    "validity_basis",
+                    models.CharField(
+                        choices=[
+                            ("from_issue", "from issue"),
+                            ("from_first_activation", "from first activation"),
+                            ("fixed_date", "until a fixed date"),
+                        ],
+                        default="from_issue",
+                        max_length=32,
+                    ),
+                ),
+                ("duration", models.DurationField(blank=True, help_text="Empty: perpetual.", null=True)),
+                ("fixed_expires_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "renewal_basis",
+                    models.CharField(
+                        choices=[
+                            ("from_expiry", "from the expiry"),
+                            ("from_now", "from the renewal"),
+                            ("from_now_if_expired", "from the expiry, or from the renewal when already expired"),
+                        ],
+                        default="from_expiry",
+                        max_length=32,
+                    ),
+                ),
+                (
+                    "grace_period",
+                    models.DurationField(blank=True, help_text="Use still allowed after the expiry.", null=True),
+                ),
+                (
+                    "maintenance",
+                    models.DurationField(
+                        blank=True,
+                        help_text="Versions released within this time are covered. Empty: all versions.",
+                        null=True,
+                    ),
+                ),
+                (
+                    "plan",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="revisions", to="licensing.plan"
+                    ),
+                ),
+            ],
+            options={
+                "ordering": ["plan", "-number"],
             },
         ),
         migrations.AddField(
-            model_name='license',
-            name='plan_revision',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='licenses', to='licensing.planrevision'),
+            model_name="license",
+            name="plan_revision",
+            field=models.ForeignKey(
+                on_delete=django.db.models.deletion.PROTECT, related_name="licenses", to="licensing.planrevision"
+            ),
         ),
         migrations.CreateModel(
-            name='Entitlement',
+            name="Entitlement",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('key', models.SlugField(max_length=64)),
-                ('kind', models.CharField(choices=[('flag', 'on/off'), ('value', 'fixed value'), ('allowance', 'metered allowance')], max_length=16)),
-                ('value', models.CharField(blank=True, help_text='For a fixed value.', max_length=200)),
-                ('meter', models.SlugField(blank=True, help_text='For a metered allowance.', max_length=64)),
-                ('amount', models.DecimalField(blank=True, decimal_places=6, max_digits=24, null=True)),
-                ('overage', models.CharField(choices=[('refuse', 'Refuse'), ('charge', 'Charge')], default='refuse', max_length=16)),
-                ('plan_revision', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='entitlements', to='licensing.planrevision')),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("key", models.SlugField(max_length=64)),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[("flag", "on/off"), ("value", "fixed value"), ("allowance", "metered allowance")],
+                        max_length=16,
+                    ),
+                ),
+                ("value", models.CharField(blank=True, help_text="For a fixed value.", max_length=200)),
+                ("meter", models.SlugField(blank=True, help_text="For a metered allowance.", max_length=64)),
+                ("amount", models.DecimalField(blank=True, decimal_places=6, max_digits=24, null=True)),
+                (
+                    "overage",
+                    models.CharField(
+                        choices=[("refuse", "Refuse"), ("charge", "Charge")], default="refuse", max_length=16
+                    ),
+                ),
+                (
+                    "plan_revision",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="entitlements",
+                        to="licensing.planrevision",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['key'],
+                "ordering": ["key"],
             },
         ),
         migrations.AddField(
-            model_name='plan',
-            name='product',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='plans', to='licensing.product'),
+            model_name="plan",
+            name="product",
+            field=models.ForeignKey(
+                on_delete=django.db.models.deletion.PROTECT, related_name="plans", to="licensing.product"
+            ),
         ),
         migrations.AddField(
-            model_name='license',
-            name='product',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='licenses', to='licensing.product'),
+            model_name="license",
+            name="product",
+            field=models.ForeignKey(
+                on_delete=django.db.models.deletion.PROTECT, related_name="licenses", to="licensing.product"
+            ),
         ),
         migrations.CreateModel(
-            name='HistoricalPlan',
+            name="HistoricalPlan",
             fields=[
-                ('id', models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('code', models.SlugField(max_length=64)),
-                ('name', models.CharField(max_length=200)),
-                ('description', models.TextField(blank=True)),
-                ('history_change_reason', models.TextField(null=True)),
-                ('history_id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('product', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='licensing.product')),
+                ("id", models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("code", models.SlugField(max_length=64)),
+                ("name", models.CharField(max_length=200)),
+                ("description", models.TextField(blank=True)),
+                ("history_change_reason", models.TextField(null=True)),
+                (
+                    "history_id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("history_date", models.DateTimeField(db_index=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "product",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="licensing.product",
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'historical plan',
-                'verbose_name_plural': 'historical plans',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
+                "verbose_name": "historical plan",
+                "verbose_name_plural": "historical plans",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
             },
             bases=(simple_history.models.HistoricalChanges, models.Model),
         ),
         migrations.CreateModel(
-            name='HistoricalLicense',
+            name="HistoricalLicense",
             fields=[
-                ('id', models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('scheme', models.CharField(choices=[('seats', 'Seats'), ('usage', 'Usage'), ('both', 'seats and usage')], max_length=16)),
-                ('revision', models.PositiveBigIntegerField(default=1, editable=False)),
-                ('updated_at', models.DateTimeField(editable=False)),
-                ('issued_at', models.DateTimeField(blank=True, null=True)),
-                ('starts_at', models.DateTimeField()),
-                ('first_activated_at', models.DateTimeField(blank=True, null=True)),
-                ('expires_at', models.DateTimeField(blank=True, null=True)),
-                ('grace_until', models.DateTimeField(blank=True, null=True)),
-                ('maintenance_until', models.DateTimeField(blank=True, null=True)),
-                ('revoked_at', models.DateTimeField(blank=True, null=True)),
-                ('seat_limit', models.PositiveIntegerField(blank=True, null=True)),
-                ('seats_ceiling', models.PositiveIntegerField(blank=True, null=True)),
-                ('seats_used', models.PositiveIntegerField(default=0)),
-                ('activation_limit', models.PositiveIntegerField(blank=True, null=True)),
-                ('activations_ceiling', models.PositiveIntegerField(blank=True, null=True)),
-                ('activations_used', models.PositiveIntegerField(default=0)),
-                ('history_change_reason', models.TextField(null=True)),
-                ('history_id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('customer', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='licensing.customer')),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('plan_revision', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='licensing.planrevision')),
-                ('product', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='licensing.product')),
+                ("id", models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
+                ("created_at", models.DateTimeField(editable=False)),
+                (
+                    "scheme",
+                    models.CharField(
+                        choices=[("seats", "Seats"), ("usage", "Usage"), ("both", "seats and usage")], max_length=16
+                    ),
+                ),
+                ("revision", models.PositiveBigIntegerField(default=1, editable=False)),
+                ("updated_at", models.DateTimeField(editable=False)),
+                ("issued_at", models.DateTimeField(blank=True, null=True)),
+                ("starts_at", models.DateTimeField()),
+                ("first_activated_at", models.DateTimeField(blank=True, null=True)),
+                ("expires_at", models.DateTimeField(blank=True, null=True)),
+                ("grace_until", models.DateTimeField(blank=True, null=True)),
+                ("maintenance_until", models.DateTimeField(blank=True, null=True)),
+                ("revoked_at", models.DateTimeField(blank=True, null=True)),
+                ("seat_limit", models.PositiveIntegerField(blank=True, null=True)),
+                ("seats_ceiling", models.PositiveIntegerField(blank=True, null=True)),
+                ("seats_used", models.PositiveIntegerField(default=0)),
+                ("activation_limit", models.PositiveIntegerField(blank=True, null=True)),
+                ("activations_ceiling", models.PositiveIntegerField(blank=True, null=True)),
+                ("activations_used", models.PositiveIntegerField(default=0)),
+                ("history_change_reason", models.TextField(null=True)),
+                (
+                    "history_id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("history_date", models.DateTimeField(db_index=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "customer",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="licensing.customer",
+                    ),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "plan_revision",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="licensing.planrevision",
+                    ),
+                ),
+                (
+                    "product",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="licensing.product",
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'historical license',
-                'verbose_name_plural': 'historical licenses',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
+                "verbose_name": "historical license",
+                "verbose_name_plural": "historical licenses",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
             },
             bases=(simple_history.models.HistoricalChanges, models.Model),
         ),
         migrations.CreateModel(
-            name='Release',
+            name="Release",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('version', models.CharField(max_length=64)),
-                ('released_at', models.DateTimeField()),
-                ('product', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='releases', to='licensing.product')),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("version", models.CharField(max_length=64)),
+                ("released_at", models.DateTimeField()),
+                (
+                    "product",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="releases", to="licensing.product"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['product', '-released_at'],
+                "ordering": ["product", "-released_at"],
             },
         ),
         migrations.CreateModel(
-            name='Seat',
+            name="Seat",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('holder', models.EmailField(max_length=254)),
-                ('state', models.CharField(choices=[('reserved', 'Reserved'), ('assigned', 'Assigned'), ('blocked', 'Blocked'), ('released', 'Released')], max_length=16)),
-                ('assigned_at', models.DateTimeField(blank=True, null=True)),
-                ('released_at', models.DateTimeField(blank=True, null=True)),
-                ('license', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='seats', to='licensing.license')),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("holder", models.EmailField(max_length=254)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("reserved", "Reserved"),
+                            ("assigned", "Assigned"),
+                            ("blocked", "Blocked"),
+                            ("released", "Released"),
+                        ],
+                        max_length=16,
+                    ),
+                ),
+                ("assigned_at", models.DateTimeField(blank=True, null=True)),
+                ("released_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "license",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="seats", to="licensing.license"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-id'],
+                "ordering": ["-id"],
             },
         ),
         migrations.CreateModel(
-            name='HistoricalActivation',
+            name="HistoricalActivation",
             fields=[
-                ('id', models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('scope', models.UUIDField()),
-                ('fingerprint', models.CharField(max_length=128)),
-                ('platform', models.CharField(blank=True, max_length=64)),
-                ('activated_at', models.DateTimeField()),
-                ('deactivated_at', models.DateTimeField(blank=True, null=True)),
-                ('history_change_reason', models.TextField(null=True)),
-                ('history_id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('license', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='licensing.license')),
-                ('seat', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='licensing.seat')),
+                ("id", models.UUIDField(db_index=True, default=licensing.ids.uuid7, editable=False)),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("scope", models.UUIDField()),
+                ("fingerprint", models.CharField(max_length=128)),
+                ("platform", models.CharField(blank=True, max_length=64)),
+                ("activated_at", models.DateTimeField()),
+                ("deactivated_at", models.DateTimeField(blank=True, null=True)),
+                ("history_change_reason", models.TextField(null=True)),
+                (
+                    "history_id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("history_date", models.DateTimeField(db_index=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "license",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="licensing.license",
+                    ),
+                ),
+                (
+                    "seat",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="licensing.seat",
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'historical activation',
-                'verbose_name_plural': 'historical activations',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
+                "verbose_name": "historical activation",
+                "verbose_name_plural": "historical activations",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
             },
             bases=(simple_history.models.HistoricalChanges, models.Model),
         ),
         migrations.CreateModel(
-            name='Activation',
+            name="Activation",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('scope', models.UUIDField()),
-                ('fingerprint', models.CharField(max_length=128)),
-                ('name', models.CharField(blank=True, max_length=200)),
-                ('platform', models.CharField(blank=True, max_length=64)),
-                ('activated_at', models.DateTimeField()),
-                ('last_seen_at', models.DateTimeField()),
-                ('deactivated_at', models.DateTimeField(blank=True, null=True)),
-                ('license', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='activations', to='licensing.license')),
-                ('seat', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='activations', to='licensing.seat')),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("scope", models.UUIDField()),
+                ("fingerprint", models.CharField(max_length=128)),
+                ("name", models.CharField(blank=True, max_length=200)),
+                ("platform", models.CharField(blank=True, max_length=64)),
+                ("activated_at", models.DateTimeField()),
+                ("last_seen_at", models.DateTimeField()),
+                ("deactivated_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "license",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="activations", to="licensing.license"
+                    ),
+                ),
+                (
+                    "seat",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="activations",
+                        to="licensing.seat",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-id'],
+                "ordering": ["-id"],
             },
         ),
         migrations.CreateModel(
-            name='Term',
+            name="Term",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('starts_at', models.DateTimeField()),
-                ('scheme', models.CharField(choices=[('seats', 'Seats'), ('usage', 'Usage'), ('both', 'seats and usage')], max_length=16)),
-                ('reason', models.TextField(blank=True)),
-                ('license', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='terms', to='licensing.license')),
-                ('plan_revision', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='terms', to='licensing.planrevision')),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("starts_at", models.DateTimeField()),
+                (
+                    "scheme",
+                    models.CharField(
+                        choices=[("seats", "Seats"), ("usage", "Usage"), ("both", "seats and usage")], max_length=16
+                    ),
+                ),
+                ("reason", models.TextField(blank=True)),
+                (
+                    "license",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="terms", to="licensing.license"
+                    ),
+                ),
+                (
+                    "plan_revision",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="terms", to="licensing.planrevision"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-starts_at'],
+                "ordering": ["-starts_at"],
             },
         ),
         migrations.CreateModel(
-            name='Credential',
+            name="Credential",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('name', models.CharField(max_length=200)),
-                ('digest_kid', models.CharField(max_length=32)),
-                ('digest', models.BinaryField(max_length=32, unique=True)),
-                ('last4', models.CharField(max_length=4)),
-                ('scopes', models.JSONField(default=list)),
-                ('allowed_addresses', models.JSONField(blank=True, default=list)),
-                ('expires_at', models.DateTimeField()),
-                ('revoked_at', models.DateTimeField(blank=True, null=True)),
-                ('customer', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='credentials', to='licensing.customer')),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("name", models.CharField(max_length=200)),
+                ("digest_kid", models.CharField(max_length=32)),
+                ("digest", models.BinaryField(max_length=32, unique=True)),
+                ("last4", models.CharField(max_length=4)),
+                ("scopes", models.JSONField(default=list)),
+                ("allowed_addresses", models.JSONField(blank=True, default=list)),
+                ("expires_at", models.DateTimeField()),
+                ("revoked_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "customer",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="credentials",
+                        to="licensing.customer",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-id'],
-                'constraints': [models.CheckConstraint(condition=models.Q(('expires_at__gt', models.F('created_at'))), name='credential_expires_after_it_is_made')],
+                "ordering": ["-id"],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("expires_at__gt", models.F("created_at"))),
+                        name="credential_expires_after_it_is_made",
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='Hold',
+            name="Hold",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('reason', models.CharField(choices=[('unpaid', 'Unpaid'), ('abuse', 'Abuse'), ('dispute', 'Dispute'), ('security', 'Security'), ('staff', 'staff decision')], max_length=16)),
-                ('note', models.TextField(blank=True)),
-                ('placed_at', models.DateTimeField()),
-                ('lifted_at', models.DateTimeField(blank=True, null=True)),
-                ('license', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='holds', to='licensing.license')),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                (
+                    "reason",
+                    models.CharField(
+                        choices=[
+                            ("unpaid", "Unpaid"),
+                            ("abuse", "Abuse"),
+                            ("dispute", "Dispute"),
+                            ("security", "Security"),
+                            ("staff", "staff decision"),
+                        ],
+                        max_length=16,
+                    ),
+                ),
+                ("note", models.TextField(blank=True)),
+                ("placed_at", models.DateTimeField()),
+                ("lifted_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "license",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="holds", to="licensing.license"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-placed_at'],
-                'constraints': [models.UniqueConstraint(condition=models.Q(('lifted_at', None)), fields=('license', 'reason'), name='one_open_hold_per_reason'), models.CheckConstraint(condition=models.Q(('lifted_at', None), ('lifted_at__gte', models.F('placed_at')), _connector='OR'), name='hold_is_lifted_after_it_is_placed'), models.CheckConstraint(condition=models.Q(('reason__in', ['unpaid', 'abuse', 'dispute', 'security', 'staff'])), name='hold_reason_is_known')],
+                "ordering": ["-placed_at"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("lifted_at", None)),
+                        fields=("license", "reason"),
+                        name="one_open_hold_per_reason",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("lifted_at", None), ("lifted_at__gte", models.F("placed_at")), _connector="OR"
+                        ),
+                        name="hold_is_lifted_after_it_is_placed",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("reason__in", ["unpaid", "abuse", "dispute", "security", "staff"])),
+                        name="hold_reason_is_known",
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
-            name='Anomaly',
+            name="Anomaly",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('rule', models.CharField(max_length=64)),
-                ('severity', models.CharField(choices=[('low', 'Low'), ('medium', 'Medium'), ('high', 'High'), ('critical', 'Critical')], max_length=16)),
-                ('object_kind', models.CharField(max_length=64)),
-                ('object_id', models.CharField(max_length=64)),
-                ('hour_at', models.DateTimeField()),
-                ('first_at', models.DateTimeField()),
-                ('last_at', models.DateTimeField()),
-                ('count', models.PositiveIntegerField(default=1)),
-                ('evidence', models.JSONField(default=dict)),
-                ('state', models.CharField(choices=[('open', 'Open'), ('acknowledged', 'Acknowledged'), ('resolved', 'Resolved')], default='open', max_length=16)),
-                ('resolution', models.TextField(blank=True)),
-                ('resolved_at', models.DateTimeField(blank=True, null=True)),
-                ('license', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='anomalies', to='licensing.license')),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("rule", models.CharField(max_length=64)),
+                (
+                    "severity",
+                    models.CharField(
+                        choices=[("low", "Low"), ("medium", "Medium"), ("high", "High"), ("critical", "Critical")],
+                        max_length=16,
+                    ),
+                ),
+                ("object_kind", models.CharField(max_length=64)),
+                ("object_id", models.CharField(max_length=64)),
+                ("hour_at", models.DateTimeField()),
+                ("first_at", models.DateTimeField()),
+                ("last_at", models.DateTimeField()),
+                ("count", models.PositiveIntegerField(default=1)),
+                ("evidence", models.JSONField(default=dict)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[("open", "Open"), ("acknowledged", "Acknowledged"), ("resolved", "Resolved")],
+                        default="open",
+                        max_length=16,
+                    ),
+                ),
+                ("resolution", models.TextField(blank=True)),
+                ("resolved_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "license",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="anomalies",
+                        to="licensing.license",
+                    ),
+                ),
             ],
             options={
-                'verbose_name_plural': 'anomalies',
-                'ordering': ['-id'],
-                'constraints': [models.UniqueConstraint(fields=('rule', 'object_kind', 'object_id', 'hour_at'), name='one_anomaly_per_rule_object_and_hour'), models.CheckConstraint(condition=models.Q(models.Q(('resolved_at__isnull', False), ('state', 'resolved'), models.Q(('resolution', ''), _negated=True)), models.Q(models.Q(('state', 'resolved'), _negated=True), ('resolved_at', None)), _connector='OR'), name='resolved_anomaly_says_how_and_when')],
+                "verbose_name_plural": "anomalies",
+                "ordering": ["-id"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("rule", "object_kind", "object_id", "hour_at"),
+                        name="one_anomaly_per_rule_object_and_hour",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(
+                                ("resolved_at__isnull", False),
+                                ("state", "resolved"),
+                                models.Q(("resolution", ""), _negated=True),
+                            ),
+                            models.Q(models.Q(("state", "resolved"), _negated=True), ("resolved_at", None)),
+                            _connector="OR",
+                        ),
+                        name="resolved_anomaly_says_how_and_when",
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
-            name='LicenseKey',
+            name="LicenseKey",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('digest_kid', models.CharField(max_length=32)),
-                ('digest', models.BinaryField(max_length=32, unique=True)),
-                ('sealed', models.TextField()),
-                ('last5', models.CharField(max_length=5)),
-                ('retired_at', models.DateTimeField(blank=True, null=True)),
-                ('license', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='keys', to='licensing.license')),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("digest_kid", models.CharField(max_length=32)),
+                ("digest", models.BinaryField(max_length=32, unique=True)),
+                ("sealed", models.TextField()),
+                ("last5", models.CharField(max_length=5)),
+                ("retired_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "license",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="keys", to="licensing.license"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-id'],
-                'constraints': [models.UniqueConstraint(condition=models.Q(('retired_at', None)), fields=('license',), name='one_live_key_per_license')],
+                "ordering": ["-id"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("retired_at", None)), fields=("license",), name="one_live_key_per_license"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='Member',
+            name="Member",
             fields=[
-                ('id', models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(editable=False)),
-                ('role', models.CharField(choices=[('owner', 'Owner'), ('license_manager', 'license manager'), ('billing', 'Billing'), ('viewer', 'Viewer')], max_length=32)),
-                ('customer', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='members', to='licensing.customer')),
-                ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='memberships', to=settings.AUTH_USER_MODEL)),
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                (
+                    "role",
+                    models.CharField(
+                        choices=[
+                            ("owner", "Owner"),
+                            ("license_manager", "license manager"),
+                            ("billing", "Billing"),
+                            ("viewer", "Viewer"),
+                        ],
+                        max_length=32,
+                    ),
+                ),
+                (
+                    "customer",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="members", to="licensing.customer"
+                    ),
+                ),
+                (
+                    "user",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="memberships",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'ordering': ['customer', 'created_at'],
-                'constraints': [models.UniqueConstraint(fields=('customer', 'user'), name='user_is_member_of_a_customer_once'), models.CheckConstraint(condition=models.Q(('role__in', ['owner', 'license_manager', 'billing', 'viewer'])), name='member_role_is_known')],
+                "ordering": ["customer", "created_at"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("customer", "user"), name="user_is_member_of_a_customer_once"),
+                    models.CheckConstraint(
+                        condition=models.Q(("role__in", ["owner", "license_manager", "billing", "viewer"])),
+                        name="member_role_is_known",
+                    ),
+                ],
             },
         ),
         migrations.AddConstraint(
-            model_name='planrevision',
-            constraint=models.UniqueConstraint(fields=('plan', 'number'), name='revision_number_is_unique_per_plan'),
+            model_name="planrevision",
+            constraint=models.UniqueConstraint(fields=("plan", "number"), name="revision_number_is_unique_per_plan"),
         ),
         migrations.AddConstraint(
-            model_name='planrevision',
-            constraint=models.UniqueConstraint(condition=models.Q(('state', 'published')), fields=('plan',), name='one_published_revision_per_plan'),
+            model_name="planrevision",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("state", "published")), fields=("plan",), name="one_published_revision_per_plan"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='planrevision',
-            constraint=models.CheckConstraint(condition=models.Q(('number__gte', 1)), name='revision_number_starts_at_one'),
+            model_name="planrevision",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("number__gte", 1)), name="revision_number_starts_at_one"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='planrevision',
-            constraint=models.CheckConstraint(condition=models.Q(('state__in', ['draft', 'published', 'retired'])), name='revision_state_is_known'),
+            model_name="planrevision",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("state__in", ["draft", "published", "retired"])), name="revision_state_is_known"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='planrevision',
-            constraint=models.CheckConstraint(condition=models.Q(('scheme__in', ['seats', 'usage', 'both'])), name='revision_scheme_is_known'),
+            model_name="planrevision",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("scheme__in", ["seats", "usage", "both"])), name="revision_scheme_is_known"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='planrevision',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('published_at', None), ('state', 'draft')), models.Q(models.Q(('state', 'draft'), _negated=True), ('published_at__isnull', False)), _connector='OR'), name='revision_is_published_at_an_instant'),
+            model_name="planrevision",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("published_at", None), ("state", "draft")),
+                    models.Q(models.Q(("state", "draft"), _negated=True), ("published_at__isnull", False)),
+                    _connector="OR",
+                ),
+                name="revision_is_published_at_an_instant",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='planrevision',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('retired_at__isnull', False), ('state', 'retired')), models.Q(models.Q(('state', 'retired'), _negated=True), ('retired_at', None)), _connector='OR'), name='revision_is_retired_at_an_instant'),
+            model_name="planrevision",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("retired_at__isnull", False), ("state", "retired")),
+                    models.Q(models.Q(("state", "retired"), _negated=True), ("retired_at", None)),
+                    _connector="OR",
+                ),
+                name="revision_is_retired_at_an_instant",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='planrevision',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('validity_basis', 'fixed_date'), _negated=True), ('fixed_expires_at__isnull', False), _connector='OR'), name='fixed_date_validity_has_its_date'),
+            model_name="planrevision",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("validity_basis", "fixed_date"), _negated=True),
+                    ("fixed_expires_at__isnull", False),
+                    _connector="OR",
+                ),
+                name="fixed_date_validity_has_its_date",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='planrevision',
-            constraint=models.CheckConstraint(condition=models.Q(('duration', None), ('duration__gt', datetime.timedelta(0)), _connector='OR'), name='revision_duration_is_positive'),
+            model_name="planrevision",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("duration", None), ("duration__gt", datetime.timedelta(0)), _connector="OR"),
+                name="revision_duration_is_positive",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='planrevision',
-            constraint=models.CheckConstraint(condition=models.Q(('grace_period', None), ('grace_period__gte', datetime.timedelta(0)), _connector='OR'), name='grace_period_is_not_negative'),
+            model_name="planrevision",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("grace_period", None), ("grace_period__gte", datetime.timedelta(0)), _connector="OR"
+                ),
+                name="grace_period_is_not_negative",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='planrevision',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('activation_churn_limit', None), ('seat_churn_limit', None)), ('churn_window__isnull', False), _connector='OR'), name='churn_limit_has_its_window'),
+            model_name="planrevision",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("activation_churn_limit", None), ("seat_churn_limit", None)),
+                    ("churn_window__isnull", False),
+                    _connector="OR",
+                ),
+                name="churn_limit_has_its_window",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='entitlement',
-            constraint=models.UniqueConstraint(fields=('plan_revision', 'key'), name='entitlement_key_is_unique_per_revision'),
+            model_name="entitlement",
+            constraint=models.UniqueConstraint(
+                fields=("plan_revision", "key"), name="entitlement_key_is_unique_per_revision"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='entitlement',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('amount', None), ('kind', 'flag'), ('meter', ''), ('value', '')), models.Q(('amount', None), ('kind', 'value'), ('meter', ''), models.Q(('value', ''), _negated=True)), models.Q(('amount__gte', 0), ('amount__isnull', False), ('kind', 'allowance'), ('value', ''), models.Q(('meter', ''), _negated=True)), _connector='OR'), name='entitlement_holds_what_its_kind_says'),
+            model_name="entitlement",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("amount", None), ("kind", "flag"), ("meter", ""), ("value", "")),
+                    models.Q(
+                        ("amount", None), ("kind", "value"), ("meter", ""), models.Q(("value", ""), _negated=True)
+                    ),
+                    models.Q(
+                        ("amount__gte", 0),
+                        ("amount__isnull", False),
+                        ("kind", "allowance"),
+                        ("value", ""),
+                        models.Q(("meter", ""), _negated=True),
+                    ),
+                    _connector="OR",
+                ),
+                name="entitlement_holds_what_its_kind_says",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='plan',
-            constraint=models.UniqueConstraint(fields=('product', 'code'), name='plan_code_is_unique_per_product'),
+            model_name="plan",
+            constraint=models.UniqueConstraint(fields=("product", "code"), name="plan_code_is_unique_per_product"),
         ),
         migrations.AddIndex(
-            model_name='license',
-            index=models.Index(condition=models.Q(('due_at__isnull', False)), fields=['due_at'], name='license_due'),
+            model_name="license",
+            index=models.Index(condition=models.Q(("due_at__isnull", False)), fields=["due_at"], name="license_due"),
         ),
         migrations.AddIndex(
-            model_name='license',
-            index=models.Index(fields=['customer', 'id'], name='license_by_customer'),
+            model_name="license",
+            index=models.Index(fields=["customer", "id"], name="license_by_customer"),
         ),
         migrations.AddConstraint(
-            model_name='license',
-            constraint=models.CheckConstraint(condition=models.Q(('seats_ceiling', None), ('seats_used__lte', models.F('seats_ceiling')), _connector='OR'), name='seats_used_is_within_ceiling'),
+            model_name="license",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("seats_ceiling", None), ("seats_used__lte", models.F("seats_ceiling")), _connector="OR"
+                ),
+                name="seats_used_is_within_ceiling",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='license',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('seat_limit', None), ('seats_ceiling', None)), models.Q(('seat_limit__isnull', False), ('seats_ceiling__gte', models.F('seat_limit')), ('seats_ceiling__isnull', False)), _connector='OR'), name='seats_ceiling_is_at_least_the_limit'),
+            model_name="license",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("seat_limit", None), ("seats_ceiling", None)),
+                    models.Q(
+                        ("seat_limit__isnull", False),
+                        ("seats_ceiling__gte", models.F("seat_limit")),
+                        ("seats_ceiling__isnull", False),
+                    ),
+                    _connector="OR",
+                ),
+                name="seats_ceiling_is_at_least_the_limit",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='license',
-            constraint=models.CheckConstraint(condition=models.Q(('activations_ceiling', None), ('activations_used__lte', models.F('activations_ceiling')), _connector='OR'), name='activations_used_is_within_ceiling'),
+            model_name="license",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("activations_ceiling", None),
+                    ("activations_used__lte", models.F("activations_ceiling")),
+                    _connector="OR",
+                ),
+                name="activations_used_is_within_ceiling",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='license',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('activation_limit', None), ('activations_ceiling', None)), models.Q(('activation_limit__isnull', False), ('activations_ceiling__gte', models.F('activation_limit')), ('activations_ceiling__isnull', False)), _connector='OR'), name='activations_ceiling_is_at_least_the_limit'),
+            model_name="license",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("activation_limit", None), ("activations_ceiling", None)),
+                    models.Q(
+                        ("activation_limit__isnull", False),
+                        ("activations_ceiling__gte", models.F("activation_limit")),
+                        ("activations_ceiling__isnull", False),
+                    ),
+                    _connector="OR",
+                ),
+                name="activations_ceiling_is_at_least_the_limit",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='license',
-            constraint=models.CheckConstraint(condition=models.Q(('expires_at', None), ('expires_at__gt', models.F('starts_at')), _connector='OR'), name='license_expires_after_it_starts'),
+            model_name="license",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("expires_at", None), ("expires_at__gt", models.F("starts_at")), _connector="OR"),
+                name="license_expires_after_it_starts",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='license',
-            constraint=models.CheckConstraint(condition=models.Q(('grace_until', None), models.Q(('expires_at__isnull', False), ('grace_until__gte', models.F('expires_at'))), _connector='OR'), name='grace_ends_after_expiry'),
+            model_name="license",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("grace_until", None),
+                    models.Q(("expires_at__isnull", False), ("grace_until__gte", models.F("expires_at"))),
+                    _connector="OR",
+                ),
+                name="grace_ends_after_expiry",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='license',
-            constraint=models.CheckConstraint(condition=models.Q(('scheme__in', ['seats', 'usage', 'both'])), name='license_scheme_is_known'),
+            model_name="license",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("scheme__in", ["seats", "usage", "both"])), name="license_scheme_is_known"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='release',
-            constraint=models.UniqueConstraint(fields=('product', 'version'), name='release_version_is_unique_per_product'),
+            model_name="release",
+            constraint=models.UniqueConstraint(
+                fields=("product", "version"), name="release_version_is_unique_per_product"
+            ),
         ),
         migrations.AddIndex(
-            model_name='seat',
-            index=models.Index(condition=models.Q(('released_at__isnull', False)), fields=['license', 'released_at'], name='seat_churn'),
+            model_name="seat",
+            index=models.Index(
+                condition=models.Q(("released_at__isnull", False)), fields=["license", "released_at"], name="seat_churn"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='seat',
-            constraint=models.UniqueConstraint(condition=models.Q(('released_at', None)), fields=('license', 'holder'), name='holder_has_one_seat_per_license'),
+            model_name="seat",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("released_at", None)),
+                fields=("license", "holder"),
+                name="holder_has_one_seat_per_license",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='seat',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('released_at__isnull', False), ('state', 'released')), models.Q(models.Q(('state', 'released'), _negated=True), ('released_at', None)), _connector='OR'), name='seat_is_released_at_an_instant'),
+            model_name="seat",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("released_at__isnull", False), ("state", "released")),
+                    models.Q(models.Q(("state", "released"), _negated=True), ("released_at", None)),
+                    _connector="OR",
+                ),
+                name="seat_is_released_at_an_instant",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='seat',
-            constraint=models.CheckConstraint(condition=models.Q(('state__in', ['reserved', 'assigned', 'blocked', 'released'])), name='seat_state_is_known'),
+            model_name="seat",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("state__in", ["reserved", "assigned", "blocked", "released"])),
+                name="seat_state_is_known",
+            ),
         ),
         migrations.AddIndex(
-            model_name='activation',
-            index=models.Index(condition=models.Q(('deactivated_at__isnull', False)), fields=['license', 'deactivated_at'], name='activation_churn'),
+            model_name="activation",
+            index=models.Index(
+                condition=models.Q(("deactivated_at__isnull", False)),
+                fields=["license", "deactivated_at"],
+                name="activation_churn",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='activation',
-            constraint=models.UniqueConstraint(condition=models.Q(('deactivated_at', None)), fields=('license', 'fingerprint'), name='machine_is_active_once_per_license'),
+            model_name="activation",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("deactivated_at", None)),
+                fields=("license", "fingerprint"),
+                name="machine_is_active_once_per_license",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='activation',
-            constraint=models.UniqueConstraint(condition=models.Q(('deactivated_at', None)), fields=('scope', 'fingerprint'), name='machine_is_active_once_per_scope'),
+            model_name="activation",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("deactivated_at", None)),
+                fields=("scope", "fingerprint"),
+                name="machine_is_active_once_per_scope",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='term',
-            constraint=models.UniqueConstraint(fields=('license', 'starts_at'), name='term_starts_once_per_license'),
+            model_name="term",
+            constraint=models.UniqueConstraint(fields=("license", "starts_at"), name="term_starts_once_per_license"),
         ),
         migrations.AddConstraint(
-            model_name='term',
-            constraint=models.CheckConstraint(condition=models.Q(('scheme__in', ['seats', 'usage', 'both'])), name='term_scheme_is_known'),
+            model_name="term",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("scheme__in", ["seats", "usage", "both"])), name="term_scheme_is_known"
+            ),
         ),
     ]

@@ -97,7 +97,11 @@ class License(Row):
             ),
             models.CheckConstraint(
                 condition=Q(activation_limit=None, activations_ceiling=None)
-                | Q(activation_limit__isnull=False, activations_ceiling__isnull=False, activations_ceiling__gte=F("activation_limit")),
+                | Q(
+                    activation_limit__isnull=False,
+                    activations_ceiling__isnull=False,
+                    activations_ceiling__gte=F("activation_limit"),
+                ),
                 name="activations_ceiling_is_at_least_the_limit",
             ),
             models.CheckConstraint(

@@ -368,16 +368,19 @@ def test_it_answers_a_broken_cursor_with_a_problem(name: str, world: World, api:
         "/entitlements?license=x",
         "/entitlements?license=%00",
         "/products?code=%00",
+        "/products?code=",
+        "/licenses?customer=",
+        "/licenses?status=",
+        "/seats?license=",
+        "/seats?holder=",
+        "/audit-entries?customer=&limit=5",
         "/customers?code=%00",
     ],
 )
-def test_it_never_breaks_on_a_wrong_filter(query: str, world: World, api: Api) -> None:
+def test_it_refuses_a_wrong_filter(query: str, world: World, api: Api) -> None:
     answer = api.get(query)
 
-    if query.endswith("="):
-        assert answer.status_code in (200, 400)
-    else:
-        assert_problem(answer, 400)
+    assert_problem(answer, 400)
 
 
 @pytest.mark.parametrize("against", ["", "?against=", "?against=x", "?against=%00"])

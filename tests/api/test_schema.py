@@ -95,9 +95,8 @@ def test_it_tells_of_every_problem_a_call_may_end_in(schema: Any) -> None:
             assert {"400", "401", "403", "429"} <= set(operation["responses"]), (path, method)
             for status, answer in operation["responses"].items():
                 kinds = list(answer.get("content", {}))
-                wanted = (
-                    [] if status == "204" else ["application/problem+json"] if status >= "4" else ["application/json"]
-                )
+                usual = ["application/problem+json"] if status >= "4" else ["application/json"]
+                wanted = [] if status == "204" else usual
                 assert kinds == wanted, (path, method, status)
 
 
@@ -117,52 +116,6 @@ def test_it_documents_the_idempotency_key_wherever_it_is_heeded(schema: Any) -> 
 def test_it_shows_keys_and_secrets_only_where_they_are_told(schema: Any) -> None:
     components = schema["components"]["schemas"]
     telling = {name for name, shape in components.items() if {"key", "secret"} & set(shape.get("properties", {}))}
-
-    assert telling == {"IssuedLicense", "NewCredential", "Entitlement", "EntitlementRequest"}
-
-
-def test_it_has_readable_pages(db: None) -> None:
-    from django.test import Client
-
-    assert Client().get("/api/docs").status_code == 200
-
-
-def test_it_documents_what_is_in_an_answer(schema: Any, world: World) -> None:
-    server = by_scopes("licenses:read", "seats:read", "catalog:read", "customers:read", "activations")
-    for path, name in (
-        (f"/licenses/{world.license.pk}", "LicenseRow"),
-        (f"/seats/{world.seat.pk}", "Seat"),
-        (f"/products/{world.product.pk}", "Product"),
-        (f"/plans/{world.plan.pk}", "Plan"),
-        (f"/plan-revisions/{world.revision.pk}", "PlanRevision"),
-        (f"/customers/{world.customer.pk}", "Customer"),
-        (f"/members/{world.member.pk}", "Member"),
-        (f"/activations/{world.activation.pk}", "Activation"),
-    ):
-        assert set(server.get(path).json()) == set(schema["components"]["schemas"][name]["properties"]), path                usual = ["application/problem+json"] if status >= "4" else ["application/json"]
-                wanted = [] if status == "204" else usual
-                assert kinds == wanted, (path, method, status)
-
-
-def test_it_documents_the_idempotency_key_wherever_it_is_heeded(schema: Any) -> None:
-    heeding = {
-        (method.upper(), re.sub(r"\{[^}]*\}", "{}", path.removeprefix("/api/v1")))
-        for path, operations in schema["paths"].items()
-        for method, operation in operations.items()
-        if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", []))
-    }
-
-    assert heeding == {
-        (route.method, re.sub(r"\{[^}]*\}", "{}", route.template.partition("?")[0])) for route in ROUTES if route.once
-    }
-
-
-def test_it_shows_keys_and_secrets_only_where_they_are_told(schema: Any) -> None:
-    telling = {
-        name
-        for name, shape in schema["components"]["schemas"].items()
-        if {"key", "secret"} & set(shape.get("properties", {}))
-    }
 
     assert telling == {"IssuedLicense", "NewCredential", "Entitlement", "EntitlementRequest"}
 

@@ -71,7 +71,7 @@ def test_it_finds_nothing_where_key_and_id_name_two_licenses(world: World, api: 
     assert (said["code"], said["license"]) == ("not_found", None)
 
 
-@pytest.mark.parametrize("body", [{"license_key": keyformat.generate()}, {"license": MISSING_ID}])
+@pytest.mark.parametrize("body", [{"license_key": keyformat.generate()}, {"license": MISSING_ID}], ids=["key", "id"])
 def test_it_has_a_verdict_also_for_what_is_not_there(body: dict[str, str], api: Api) -> None:
     said = verdict(api.post("/validate", body))
 

@@ -39,9 +39,7 @@ def test_it_publishes_drafts_at_once_and_leaves_one_published():
     plan = make_plan()
     drafts = [make_revision(plan=plan, publish=False) for _ in range(6)]
 
-    results = together(
-        *(lambda draft=draft: catalog.publish(revision=draft, by=BY, at=AT) for draft in drafts)
-    )
+    results = together(*(lambda draft=draft: catalog.publish(revision=draft, by=BY, at=AT) for draft in drafts))
 
     assert kinds(results) == {"PlanRevision": 6}
     assert PlanRevision.objects.filter(state="published").count() == 1
@@ -247,9 +245,7 @@ def test_it_sends_each_message_once_for_relays_at_once():
 
 def test_it_counts_a_suspicion_seen_by_many_at_once_as_one():
     def flag():
-        anomalies.flag(
-            rule="r", severity="high", object_kind="license", object_id="1", at=AT, evidence={"n": 1}
-        )
+        anomalies.flag(rule="r", severity="high", object_kind="license", object_id="1", at=AT, evidence={"n": 1})
 
     together(*[flag] * 10)
 

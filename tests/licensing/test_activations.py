@@ -23,9 +23,7 @@ PRINT = "sha256:0123456789abcdef"
 
 
 def activate(license, fingerprint=PRINT, **overrides):
-    return activations.activate(
-        **{"license": license, "fingerprint": fingerprint, "by": BY, "at": AT} | overrides
-    )
+    return activations.activate(**{"license": license, "fingerprint": fingerprint, "by": BY, "at": AT} | overrides)
 
 
 def counts(license) -> tuple[int, int, int | None]:
@@ -100,7 +98,8 @@ def test_it_lets_a_machine_go_at_once_and_only_once():
 
 @pytest.mark.parametrize(
     "fingerprint",
-    ["", "short", "x" * 15, "x" * 129, "with space 1234567", "größe-größe-größe", "x" * 16 + "\n", "x" * 20 + "'", "\x00" * 20],
+    ["", "short", "x" * 15, "x" * 129, "with space 1234567", "größe-größe-größe", "x" * 16 + "\n", "x" * 20 + "'",
+     "\x00" * 20],
 )  # fmt: skip
 def test_it_refuses_a_malformed_fingerprint(fingerprint):
     license = make_license()
@@ -298,9 +297,7 @@ def test_it_leaves_an_expiry_that_the_license_was_given():
 def test_it_leaves_the_expiry_that_a_change_of_plan_kept():
     product = make_plan().product
     yearly = make_revision(plan=make_plan(product=product), duration=365 * DAY)
-    counted = make_revision(
-        plan=make_plan(product=product), validity_basis="from_first_activation", duration=10 * DAY
-    )
+    counted = make_revision(plan=make_plan(product=product), validity_basis="from_first_activation", duration=10 * DAY)
     license = make_license(plan_revision=yearly)
     lifecycle.change_plan(license=license, plan_revision=counted, by=BY, at=AT + DAY)
 

@@ -1,7 +1,5 @@
 """Entry and change are one: what the rules of `test_audit` do is undone to the last column without its entry."""
 
-from typing import Any
-
 import pytest
 from django.apps import apps
 from django.db import DatabaseError, transaction

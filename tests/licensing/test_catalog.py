@@ -169,7 +169,10 @@ def test_it_drafts_nothing_that_contradicts_itself(terms, pointer):
         ([Grant(key="ok"), Grant(key="not a slug")], "/entitlements/1/key"),
         ([Grant(key="")], "/entitlements/0/key"),
         ([Grant(key="a", kind="wish")], "/entitlements/0/kind"),
-        ([Grant(key="a", kind="allowance", meter="calls", amount=Decimal(1), overage="beg")], "/entitlements/0/overage"),
+        (
+            [Grant(key="a", kind="allowance", meter="calls", amount=Decimal(1), overage="beg")],
+            "/entitlements/0/overage",
+        ),
         ([Grant(key="a", kind="allowance", meter="not a slug", amount=Decimal(1))], "/entitlements/0/meter"),
         ([Grant(key="a", kind="allowance", meter="calls", amount=Decimal("1e30"))], "/entitlements/0/amount"),
         ([Grant(key="a", kind="allowance", meter="calls", amount=Decimal("NaN"))], "/entitlements/0/amount"),

@@ -222,9 +222,7 @@ def test_it_digests_the_same_value_of_another_kind_otherwise(ring):
 
 def test_it_refuses_a_signature_over_anything_else(ring):
     kid, signature = crypto.sign(b"message")
-    flipped = [
-        signature[:place] + bytes([signature[place] ^ 1]) + signature[place + 1 :] for place in range(64)
-    ]
+    flipped = [signature[:place] + bytes([signature[place] ^ 1]) + signature[place + 1 :] for place in range(64)]
 
     for message, made, by in [
         (b"messagf", signature, kid),
@@ -245,9 +243,7 @@ def test_it_publishes_only_public_halves(ring):
     for key in crypto.ring().keys:
         assert crypto.b64(key.material) not in published
         assert base64.b64encode(key.material).decode() not in published
-    assert {frozenset(key) for key in crypto.jwks()["keys"]} == {
-        frozenset({"kty", "crv", "use", "alg", "kid", "x"})
-    }
+    assert {frozenset(key) for key in crypto.jwks()["keys"]} == {frozenset({"kty", "crv", "use", "alg", "kid", "x"})}
 
 
 def test_it_shows_no_key_material_when_printed(ring):
@@ -304,9 +300,7 @@ def test_it_lets_the_first_of_racing_processes_win_and_all_read_its_ring(tmp_pat
     for attempt in range(5):
         path = tmp_path / f"{attempt}.json"
         barrier, results = context.Barrier(8), context.Queue()
-        processes = [
-            context.Process(target=_write_first, args=(str(path), barrier, results)) for _ in range(8)
-        ]
+        processes = [context.Process(target=_write_first, args=(str(path), barrier, results)) for _ in range(8)]
         for process in processes:
             process.start()
         read = {results.get(timeout=20) for _ in processes}
@@ -397,9 +391,7 @@ MALFORMED = {
     "one id twice": json.dumps({"keys": json.loads(KeyRing.generate().dump())["keys"] * 2}),
     "no primary": _ring_of(("seal", "active"), ("digest", "primary"), ("sign", "primary")),
     "a purpose missing": _ring_of(("seal", "primary"), ("digest", "primary")),
-    "two primaries": _ring_of(
-        ("seal", "primary"), ("seal", "primary"), ("digest", "primary"), ("sign", "primary")
-    ),
+    "two primaries": _ring_of(("seal", "primary"), ("seal", "primary"), ("digest", "primary"), ("sign", "primary")),
     "truncated": KeyRing.generate().dump()[:-20],
 }
 

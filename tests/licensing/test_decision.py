@@ -199,13 +199,9 @@ def test_it_makes_the_worst_of_all_that_is_wrong_the_answer_one_after_the_other(
 
 # --- properties -------------------------------------------------------------------------------------
 
-instants = st.sampled_from([AT - DAY, AT - TICK, AT, AT + TICK, AT + DAY]) | st.datetimes(
-    timezones=st.just(UTC)
-)
+instants = st.sampled_from([AT - DAY, AT - TICK, AT, AT + TICK, AT + DAY]) | st.datetimes(timezones=st.just(UTC))
 words = st.sampled_from(["atlas", "other", "", "é", "\x00"]) | st.text(max_size=5)
-rights = st.dictionaries(
-    st.sampled_from(["export", "import", "cores"]), st.builds(Right, kind=st.just("flag"))
-)
+rights = st.dictionaries(st.sampled_from(["export", "import", "cores"]), st.builds(Right, kind=st.just("flag")))
 snapshots = st.builds(
     Snapshot,
     license_id=st.uuids().map(str),
@@ -306,8 +302,7 @@ def test_it_treats_intervals_as_half_open_at_the_very_instants(end):
     timed = snapshot(starts_at=end - DAY, expires_at=end, grace_until=grace)
 
     codes = [
-        decide(timed, Scope(), at).code
-        for at in (end - DAY - TICK, end - DAY, end - TICK, end, grace - TICK, grace)
+        decide(timed, Scope(), at).code for at in (end - DAY - TICK, end - DAY, end - TICK, end, grace - TICK, grace)
     ]
 
     assert codes == ["not_started", "valid", "valid", "in_grace", "in_grace", "expired"]

@@ -25,8 +25,6 @@ def test_it_makes_ids_that_sort_as_they_were_made():
 
 def test_it_never_makes_one_twice_in_threads():
     with ThreadPoolExecutor(8) as pool:
-        made = [
-            each for batch in pool.map(lambda _: [uuid7() for _ in range(2_000)], range(8)) for each in batch
-        ]
+        made = [each for batch in pool.map(lambda _: [uuid7() for _ in range(2_000)], range(8)) for each in batch]
 
     assert len(set(made)) == len(made)

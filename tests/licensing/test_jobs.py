@@ -76,9 +76,7 @@ def test_it_works_off_more_than_one_batch_and_passes_by_what_waits(monkeypatch):
 def test_it_catches_up_on_many_licenses_in_the_order_of_what_happened():
     customer = make_customer()
     spans = (50, 10, 30)
-    made = {
-        days: make_license(customer=customer, plan_revision=make_revision(duration=days * DAY)) for days in spans
-    }
+    made = {days: make_license(customer=customer, plan_revision=make_revision(duration=days * DAY)) for days in spans}
 
     sweeps.run(EXPIRATION, at=AT + 90 * DAY)
 

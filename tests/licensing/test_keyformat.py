@@ -122,6 +122,7 @@ def test_it_reads_a_key_however_it_is_written(write):
         "🔑" * 40,
         "LIC1-" + "Ⅷ" * 35,
     ],
+    ids=lambda text: f"{len(text)} signs",  # the keys are random, the names must not be
 )
 def test_it_refuses_what_is_no_key_and_never_repeats_it(text):
     with pytest.raises(Mistyped) as refused:

@@ -49,9 +49,7 @@ def test_it_counts_the_expiry_from_what_the_plan_says(terms, expires_at):
 
 
 def test_it_takes_limits_and_an_expiry_of_the_licenses_own():
-    license = make_license(
-        plan_revision=make_revision(), seat_limit=3, activation_limit=None, expires_at=AT + DAY
-    )
+    license = make_license(plan_revision=make_revision(), seat_limit=3, activation_limit=None, expires_at=AT + DAY)
 
     assert (license.seat_limit, license.seats_ceiling) == (3, 3)
     assert (license.activation_limit, license.activations_ceiling) == (None, None)

@@ -22,9 +22,7 @@ from licensing.states import (
 from tests.factories import AT, BY, make_customer, make_license, make_revision
 
 TICK = timedelta(microseconds=1)
-instants = st.datetimes(
-    min_value=datetime(2000, 1, 1), max_value=datetime(2100, 1, 1), timezones=st.just(UTC)
-)
+instants = st.datetimes(min_value=datetime(2000, 1, 1), max_value=datetime(2100, 1, 1), timezones=st.just(UTC))
 
 
 def test_it_spells_the_statuses_as_the_contract_does():
@@ -117,8 +115,7 @@ def test_it_never_goes_back_as_time_passes(first, second, expires, grace):
     order = ["active", "in_grace", "expired"]
 
     passed = [
-        order.index(timed_status_at(at=at, expires_at=expires, grace_until=grace))
-        for at in sorted([first, second])
+        order.index(timed_status_at(at=at, expires_at=expires, grace_until=grace)) for at in sorted([first, second])
     ]
 
     assert all(before <= after for before, after in pairwise(passed))

@@ -81,9 +81,7 @@ def test_it_signs_under_the_new_key_after_a_rotation_and_still_reads_the_old(set
     old = tokens.sign(CLAIMS)
     keys = crypto.ring().keys
     former = [
-        crypto.RingKey(
-            k.kid, k.purpose, "active" if k.purpose == "sign" else k.state, k.created_at, k.material
-        )
+        crypto.RingKey(k.kid, k.purpose, "active" if k.purpose == "sign" else k.state, k.created_at, k.material)
         for k in keys
     ]
     settings.KEYRING = crypto.KeyRing([*former, crypto.make_key("sign", state="primary")]).dump()

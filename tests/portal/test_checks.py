@@ -54,7 +54,6 @@ def test_it_passes_a_configuration_that_is_safe(configured):
         ({"SECRET_KEY": "unset"}, "E001"),
         ({"SECRET_KEY": "short"}, "E001"),
         ({"SECRET_KEY": "a" * 60}, "E001"),
-        ({"SECRET_KEY": ""}, "E001"),
         ({"KEYRING": ""}, "E002"),
         ({"DATABASE_URL": "sqlite:////srv/licentia.sqlite3"}, "E003"),
         ({"DATABASE_URL": "postgres://u:p@db.example.com/licentia"}, "E004"),
@@ -126,12 +125,12 @@ def test_it_refuses_a_ring_file_that_is_not_there_or_is_a_folder(configured, tmp
 @pytest.mark.django_db
 def test_it_sees_a_guard_that_does_not_stand():
     guard = guards.expected()[0]
-    before = checks.guards_stand(databases=["default"])
+    before = checks.guards_stand()
     on = f' ON "{guard.table}"' if connection.vendor == "postgresql" else ""
     with connection.cursor() as cursor:
         cursor.execute(f'DROP TRIGGER "guard_{guard.name}"{on}')
 
-    found = checks.guards_stand(databases=["default"])
+    found = checks.guards_stand()
 
     assert before == []
     assert ids(found) == ["licentia.E014"]
@@ -141,9 +140,20 @@ def test_it_sees_a_guard_that_does_not_stand():
         checks.refuse_to_start_unguarded()
 
 
-def test_it_asks_no_database_it_was_not_told_to():
-    assert checks.guards_stand() == []
-    assert checks.guards_stand(databases=["other"]) == []
+@pytest.mark.parametrize(
+    ("production", "host", "refused"),
+    [
+        (False, "127.0.0.1", False),
+        (False, "localhost", False),
+        (False, "licenses.example.com", True),
+        (False, "0.0.0.0", True),
+        (True, "licenses.example.com", False),
+    ],
+)
+def test_it_keeps_what_makes_its_own_secrets_on_this_machine(settings, production, host, refused):
+    settings.PRODUCTION, settings.PUBLIC_HOST = production, host
+
+    assert ids(checks.embedded_stays_at_home()) == (["licentia.E016"] if refused else [])
 
 
 @pytest.mark.django_db
@@ -153,7 +163,7 @@ def test_it_says_when_the_database_cannot_be_asked(monkeypatch):
 
     monkeypatch.setattr(guards, "missing", away)
 
-    assert ids(checks.guards_stand(databases=["default"])) == ["licentia.E013"]
+    assert ids(checks.guards_stand()) == ["licentia.E013"]
 
 
 @pytest.mark.django_db

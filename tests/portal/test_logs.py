@@ -9,10 +9,9 @@ import pytest
 import structlog
 from django.conf import settings
 
-from licensing.keyformat import generate
 from portal.logs import RedactingFilter, redact
 
-KEY = generate()
+KEY = "LIC1-Q316Z-Y7CS1-DC314-5RESX-EESJ3-48R3T-2NKC4"
 SECRET = "lsk_" + "AbC-_9" * 7 + "x"
 Pair = namedtuple("Pair", "key other")
 

@@ -7,8 +7,8 @@ from django.http import HttpResponse
 from django.test import RequestFactory
 from django.urls import path
 
+from licensing.api import door
 from licensing.keyformat import generate
-from portal import middleware
 from portal.middleware import AnswerMiddleware, client_address, plain_request, request_id_of
 
 KEY = generate()
@@ -30,9 +30,9 @@ urlpatterns = [path("api/v1/echo", echo), path("api/v1/broken", broken)]
 def _proxies(settings):
     settings.TRUSTED_PROXIES = ["10.0.0.0/8", "2001:db8::/32"]
     settings.ALLOWED_HOSTS = ["*"]
-    middleware._trusted.cache_clear()
+    door._trusted.cache_clear()
     yield
-    middleware._trusted.cache_clear()
+    door._trusted.cache_clear()
 
 
 def request(method="get", target="/", address="192.0.2.7", **headers):
@@ -58,6 +58,7 @@ def request(method="get", target="/", address="192.0.2.7", **headers):
         ("10.0.0.1", "203.0.113.9:4711", "10.0.0.1"),
         ("", "203.0.113.9", None),
         ("unix:", "203.0.113.9", "unix:"),
+        ("10.0.0.1", "203.0.113.9, 2001:db8::7", "203.0.113.9"),
     ],
 )
 def test_it_believes_only_trusted_proxies_about_the_client(address, forwarded, client):
@@ -178,7 +179,7 @@ def test_it_refuses_a_length_that_is_none_without_breaking(settings, length):
 
     response = AnswerMiddleware(lambda _: HttpResponse())(made)
 
-    assert response.status_code in (200, 400)
+    assert problem(response) == (400, "malformed")
 
 
 def test_it_refuses_a_host_that_is_not_allowed(settings):
@@ -188,12 +189,23 @@ def test_it_refuses_a_host_that_is_not_allowed(settings):
     assert asked(settings, host="licenses.example.com").status_code == 200
 
 
+@pytest.mark.parametrize(("address", "status"), [("10.0.0.1", 200), ("192.0.2.7", 400)])
+def test_it_believes_only_a_trusted_proxy_that_a_request_came_by_https(settings, address, status):
+    settings.PRODUCTION, settings.ROOT_URLCONF = True, __name__
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    made = RequestFactory().post(
+        "/api/v1/echo", b"{}", content_type="application/json", REMOTE_ADDR=address, HTTP_X_FORWARDED_PROTO="https"
+    )
+
+    assert AnswerMiddleware(lambda _: HttpResponse())(made).status_code == status
+
+
 def test_it_refuses_plain_http_in_production_and_does_not_redirect(settings):
     settings.PRODUCTION = True
     settings.SECURE_HSTS_SECONDS = 31_536_000
 
     response = asked(settings)
 
-    assert response.status_code == 400
+    assert problem(response) == (400, "https_required")
     assert "Location" not in response
     assert response["Strict-Transport-Security"] == "max-age=31536000; includeSubDomains"

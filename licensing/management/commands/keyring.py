@@ -64,7 +64,8 @@ class Command(BaseCommand):
             raise CommandError("Say what for: --purpose seal, digest or sign. For a new installation: --new")
         key = crypto.make_key(options["purpose"])
         self._change(path, [*crypto.ring().keys, key], "keyring.key_added", key)
-        self.stdout.write(f"{key.kid} is pending. Restart every process, so that all know it, then: keyring promote {key.kid}")
+        self.stdout.write(f"{key.kid} is pending. Restart every process, so that all know it.")
+        self.stdout.write(f"Then: manage.py keyring promote {key.kid}")
 
     def _promote(self, options: dict[str, Any]) -> None:
         path, ring = _file(), crypto.ring()
@@ -78,7 +79,7 @@ class Command(BaseCommand):
             for key in ring.keys
         ]
         self._change(path, keys, "keyring.key_promoted", chosen)
-        self.stdout.write(f"{chosen.kid} is primary once the processes are restarted: each reads the ring when it starts.")
+        self.stdout.write(f"{chosen.kid} is primary for every process that starts from now on. Restart the others.")
 
     def _change(self, path: Path, keys: list[RingKey], action: str, key: RingKey) -> None:
         at = timezone.now()
