@@ -13,7 +13,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Greatest
 
-from licensing import audit, seats
+from licensing import audit, keyformat, seats
 from licensing.audit import Actor
 from licensing.errors import Invalid, Missing, Refused
 from licensing.models import Activation, License, Seat
@@ -76,9 +76,13 @@ def activate(
     """
     checked(fingerprint)
     holder = seats.normalized(seat_holder) if seat_holder else None
+    name = keyformat.redact(name)
     for _ in range(3):
         known = _live(license, fingerprint)
         if known is not None:
+            row = License.objects.select_related("plan_revision").get(pk=license.pk)
+            _usable(row, at)
+            _seat_of(row, holder)
             return _again(known, name=name, platform=platform, at=at)
         try:
             made = _grant(license, fingerprint, by=by, at=at, name=name, platform=platform, holder=holder)
@@ -121,8 +125,26 @@ def deactivate_all(*, license: License, by: Actor, at: datetime, reason: str) ->
     return len(rows)
 
 
+def rescope(*, license: License) -> None:
+    """Make the live machines of a license unique in what its plan revision says now, in the caller's transaction.
+
+    Raises:
+        FingerprintInUse: one of them is active on another license of the product.
+    """
+    scope = _scope(license)
+    live = Activation.objects.select_for_update().filter(license=license, deactivated_at=None).exclude(scope=scope)
+    for row in live.order_by("pk"):
+        if scope == license.product_id and _elsewhere(license, row.fingerprint):
+            raise FingerprintInUse(
+                "A machine of this license is active on another one of the product. Let it go first."
+            )
+        row.scope = scope
+        row.save()
+
+
 def heartbeat(*, activation: Activation, at: datetime) -> Activation:
-    """Note that the machine was seen. Raises `Missing` when it is deactivated."""
+    """Note that the machine was seen. Raises `Missing` when it is deactivated, `LicenseNotUsable`."""
+    _usable(activation.license, at)
     seen = Activation.objects.filter(pk=activation.pk, deactivated_at=None).update(last_seen_at=at)
     if not seen:
         raise Missing("This activation has ended.")
@@ -142,7 +164,10 @@ def _live(license: License, fingerprint: str) -> Activation | None:
 
 
 def _elsewhere(license: License, fingerprint: str) -> bool:
-    return Activation.objects.filter(scope=license.product_id, fingerprint=fingerprint, deactivated_at=None).exists()
+    live = Activation.objects.filter(
+        license__product_id=license.product_id, fingerprint=fingerprint, deactivated_at=None
+    )
+    return live.exclude(license_id=license.pk).exists()
 
 
 def _again(row: Activation, *, name: str, platform: str, at: datetime) -> Activated:
@@ -177,11 +202,14 @@ def _grant(
                 f"{row.activations_used} machines are activated, {row.activation_limit} are allowed. "
                 f"Deactivate one first."
             )
+        scope = _scope(row)
+        if scope == row.product_id and _elsewhere(row, fingerprint):
+            raise FingerprintInUse()
         activation = Activation.objects.create(
             license=row,
             created_at=at,
             seat=seat,
-            scope=_scope(row),
+            scope=scope,
             fingerprint=fingerprint,
             name=name,
             platform=platform,
@@ -280,7 +308,9 @@ def _allow_churn(license: License, at: datetime) -> None:
     terms = license.plan_revision
     if terms.activation_churn_limit is None or terms.churn_window is None:
         return
-    lately = Activation.objects.filter(license=license, deactivated_at__gt=at - terms.churn_window).count()
+    # What a transfer let go was not the new customer's doing.
+    since = max(at - terms.churn_window, license.transferred_at or license.created_at - terms.churn_window)
+    lately = Activation.objects.filter(license=license, deactivated_at__gt=since).count()
     if lately >= terms.activation_churn_limit:
         raise ActivationChurnExceeded(
             f"{lately} machines were deactivated within {terms.churn_window.days} days; "

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from django.db import models, transaction
 
+from licensing import keyformat
 from licensing.models import AuditEntry
 
 
@@ -65,7 +66,7 @@ def record(
         customer_id=_owner(on, "customer"),
         before=plain(before or {}),
         after=plain(after or {}),
-        reason=reason,
+        reason=keyformat.redact(reason),
         request_id=by.request_id,
     )
 
@@ -83,8 +84,10 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     match value:
-        case None | bool() | int() | str():
+        case None | bool() | int():
             return value
+        case str():
+            return keyformat.redact(value)  # somebody may have pasted a key where words belong
         case datetime():
             return value.isoformat().replace("+00:00", "Z")
         case date():

@@ -9,6 +9,7 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
@@ -87,11 +88,12 @@ def create(
     customer: Customer | None = None,
     expires_at: datetime | None = None,
     allowed_addresses: list[str] | None = None,
-    granted_from: frozenset[str] | None = None,
+    maker: Credential | None = None,
 ) -> tuple[Credential, str]:
     """Make a credential; return it and its secret, which is not stored and not shown again.
 
-    `granted_from` is what the maker itself may do, when the maker is a credential: nobody gives more.
+    `maker` is the credential that makes it, if one does: nobody gives more, for longer or to more addresses than they
+    have.
 
     Raises:
         ScopeNotAllowed: an unknown scope, one a customer's credential cannot hold, or one the maker lacks.
@@ -102,14 +104,23 @@ def create(
             raise ScopeNotAllowed(f"There is no scope '{scope}'.", pointer="/scopes")
         if customer is not None and not SCOPES[scope]:
             raise ScopeNotAllowed(f"A customer's credential cannot hold '{scope}'.", pointer="/scopes")
-        if granted_from is not None and scope not in granted_from:
+        if maker is not None and scope not in maker.scopes:
             raise ScopeNotAllowed(f"You cannot grant '{scope}', you do not hold it.", pointer="/scopes")
     if not scopes:
         raise ScopeNotAllowed("A credential needs at least one scope.", pointer="/scopes")
-    expires_at = expires_at or at + timedelta(days=365)
+    if expires_at is None:
+        expires_at = min(at + timedelta(days=365), maker.expires_at if maker else at + LONGEST_LIFE)
+    if maker is not None and expires_at > maker.expires_at:
+        raise Invalid("A credential cannot outlive the one that makes it.", pointer="/expires_at")
     if not at < expires_at <= at + LONGEST_LIFE:
         raise Invalid("A credential expires within a year, and not in the past.", pointer="/expires_at")
-    addresses = [_network(address) for address in allowed_addresses or []]
+    addresses = [_network(address) for address in allowed_addresses or (maker.allowed_addresses if maker else [])]
+    if maker is not None and maker.allowed_addresses:
+        for address in addresses:
+            if not _covered(address, maker):
+                raise Invalid(
+                    "A credential cannot be used from more addresses than its maker.", pointer="/allowed_addresses"
+                )
 
     secret = PREFIX + secrets.token_urlsafe(32)
     row = Credential(
@@ -183,6 +194,12 @@ def _network(text: str) -> str:
         return str(ipaddress.ip_network(text.strip(), strict=False))
     except ValueError:
         raise Invalid(f"'{text[:60]}' is no address and no network.", pointer="/allowed_addresses") from None
+
+
+def _covered(network: str, maker: Credential) -> bool:
+    inner: Any = ipaddress.ip_network(network)
+    outer: list[Any] = [ipaddress.ip_network(one) for one in maker.allowed_addresses]
+    return any(one.version == inner.version and inner.subnet_of(one) for one in outer)
 
 
 def _within(address: str | None, networks: list[str]) -> bool:

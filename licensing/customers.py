@@ -82,10 +82,14 @@ def invite(*, customer: Customer, email: str, role: str, by: Actor, at: datetime
 
     Raises:
         AlreadyMember: the person is one already.
+        Invalid: the address cannot be one of ours.
     """
     users: Any = get_user_model().objects
+    email = email.strip().lower()
+    if not email.isascii() or len(email) > 254:
+        raise Invalid("An email address has at most 254 plain characters.", pointer="/email")
     with transaction.atomic():
-        user = users.filter(email=email.strip().lower()).first() or users.create_user(email=email.strip().lower())
+        user = users.filter(email=email).first() or users.create_user(email=email)
         return add_member(customer=customer, user=user, role=role, by=by, at=at)
 
 

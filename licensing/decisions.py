@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 import structlog
-from django.db import DatabaseError, close_old_connections, connection
+from django.db import InterfaceError, OperationalError, close_old_connections, connection, transaction
 from django.utils import timezone
 
 from licensing import anomalies
@@ -83,13 +83,36 @@ def flush() -> int:
             if not batch:
                 return written
             try:
-                DecisionRecord.objects.bulk_create(batch, ignore_conflicts=True)
-                written += len(batch)
-            except DatabaseError as error:
+                written += _write(batch)
+            except (OperationalError, InterfaceError) as error:  # the database is away: they wait
                 with _lock:
                     _buffer.extendleft(reversed(batch))
                 log.error("decision_records_not_written", waiting=len(_buffer), error=str(error))
                 return written
+
+
+def _write(batch: list[DecisionRecord]) -> int:
+    """Write the rows at once; if one of them cannot be written, the others one by one. Return how many were."""
+    global _dropped
+    try:
+        with transaction.atomic():
+            return len(DecisionRecord.objects.bulk_create(batch))
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception:
+        log.exception("decision_records_refused", rows=len(batch))
+    written = 0
+    for row in batch:
+        try:
+            with transaction.atomic():
+                row.save(force_insert=True)
+            written += 1
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception:
+            with _lock:
+                _dropped += 1
+    return written
 
 
 def forget(*, at: datetime, limit: int = 10_000) -> int:

@@ -149,6 +149,9 @@ def _authorization(request: Request) -> tuple[str, str]:
     address_blocked = throttles.throttle("address").blocked_for(request.address or "")
     if address_blocked:
         raise TooMany("Too many failures from this address.", retry_after_seconds=address_blocked)
+    nonce = request.headers.get("x-licentia-nonce")
+    if nonce is not None and not NONCE.fullmatch(nonce):
+        raise NonceRequired("x-licentia-nonce has 22 to 128 characters of A-Z a-z 0-9 _ -")
     scheme, _, secret = request.headers.get("authorization", "").strip().partition(" ")
     if scheme.lower() not in ("bearer", "license") or not secret.strip():
         _failed(request)

@@ -40,6 +40,7 @@ class Guard:
     event: Event
     message: str
     condition: str = ""
+    only: str = ""  # the one vendor it is for
 
 
 def _columns(model: type[models.Model], *, without: tuple[str, ...]) -> list[str]:
@@ -73,13 +74,24 @@ def _never_gone(model: type[models.Model], what: str, *, unless: str = "", or_sa
             table,
             "INSERT",
             f"{what} is never replaced",
-            f'EXISTS (SELECT 1 FROM "{table}" kept WHERE ({same}) {kept})',
+            f'EXISTS (SELECT 1 FROM "{table}" kept WHERE ({same}{{or_same_rowid}}) {kept})',
         ),
+        _rowid_stays(table, what),
     ]
 
 
-def expected() -> list[Guard]:
-    """Return every guard there must be."""
+def _rowid_stays(table: str, what: str) -> Guard:
+    # SQLite's own number of a row: UPDATE OR REPLACE to another row's number would delete that row.
+    moved = "OLD.rowid IS NOT NEW.rowid"
+    return Guard(f"{table}_rowid", table, "UPDATE", f"{what} is never replaced", moved, only="sqlite")
+
+
+def expected(vendor: str = "") -> list[Guard]:
+    """Return every guard there must be, on one database vendor or on all."""
+    return [guard for guard in _all() if not vendor or guard.only in ("", vendor)]
+
+
+def _all() -> list[Guard]:
     revision, entitlement = PlanRevision._meta.db_table, Entitlement._meta.db_table
     audit, term, hold = AuditEntry._meta.db_table, Term._meta.db_table, Hold._meta.db_table
     license_, key, seat = License._meta.db_table, LicenseKey._meta.db_table, Seat._meta.db_table
@@ -91,7 +103,7 @@ def expected() -> list[Guard]:
         (
             "INSERT",
             f"{draft_parent.format(row='NEW')}"
-            f' OR EXISTS (SELECT 1 FROM "{entitlement}" kept WHERE kept."id" = NEW."id")',
+            f' OR EXISTS (SELECT 1 FROM "{entitlement}" kept WHERE kept."id" = NEW."id"{{or_same_rowid}})',
         ),
         ("UPDATE", f"{draft_parent.format(row='NEW')} OR {draft_parent.format(row='OLD')} OR {id_changes}"),
         ("DELETE", draft_parent.format(row="OLD")),
@@ -149,6 +161,7 @@ def expected() -> list[Guard]:
             )
             for event, condition in entitlement_rules
         ),
+        _rowid_stays(entitlement, "an entitlement"),
         Guard(f"{term}_update", term, "UPDATE", "a term never changes; open a new one"),
         *_never_gone(
             Term,
@@ -215,18 +228,32 @@ def expected() -> list[Guard]:
 
 
 def _sqlite(guard: Guard) -> str:
-    when = f"WHEN {guard.condition.replace('{differs}', 'IS NOT')} " if guard.condition else ""
+    condition = guard.condition.replace("{differs}", "IS NOT")
+    condition = condition.replace("{or_same_rowid}", " OR kept.rowid = NEW.rowid")
+    when = f"WHEN {condition} " if condition else ""
     return (
         f'CREATE TRIGGER "guard_{guard.name}" BEFORE {guard.event} ON "{guard.table}" '
         f"{when}BEGIN SELECT RAISE(ABORT, '{_quoted(guard.message)}'); END"
     )
 
 
+_LOCK_REVISION: dict[str, str] = {
+    event: f'PERFORM 1 FROM "{PlanRevision._meta.db_table}" r WHERE r."id" = {row}."plan_revision_id" FOR SHARE; '
+    for event, row in (("INSERT", "NEW"), ("UPDATE", "NEW"), ("DELETE", "OLD"))
+}
+
+
 def _postgresql_function(guard: Guard) -> str:
-    condition = guard.condition.replace("{differs}", "IS DISTINCT FROM") or "TRUE"
+    condition = guard.condition.replace("{differs}", "IS DISTINCT FROM").replace("{or_same_rowid}", "") or "TRUE"
+    # A draft published meanwhile must be seen: the lock waits for whoever publishes it, and holds them off.
+    first = (
+        _LOCK_REVISION[guard.event]
+        if guard.table == Entitlement._meta.db_table and guard.event in _LOCK_REVISION
+        else ""
+    )
     kept = {"DELETE": "OLD", "TRUNCATE": "NULL"}.get(guard.event, "NEW")
     return (
-        f'CREATE OR REPLACE FUNCTION "guard_{guard.name}"() RETURNS trigger LANGUAGE plpgsql AS $guard$ BEGIN '
+        f'CREATE OR REPLACE FUNCTION "guard_{guard.name}"() RETURNS trigger LANGUAGE plpgsql AS $guard$ BEGIN {first}'
         f"IF {condition} THEN RAISE EXCEPTION '{_quoted(guard.message).replace('%', '%%')}' "
         f"USING ERRCODE = 'restrict_violation'; END IF; RETURN {kept}; END $guard$"
     )
@@ -241,7 +268,7 @@ def install(*, using: str = "default") -> None:
     connection = connections[using]
     with transaction.atomic(using=using), connection.cursor() as cursor:
         tables = set(connection.introspection.table_names(cursor))
-        guards = [guard for guard in expected() if guard.table in tables]
+        guards = [guard for guard in expected(connection.vendor) if guard.table in tables]
         if connection.vendor == "postgresql":
             # Two migrates at once would replace the same functions: the second waits here.
             cursor.execute("SELECT pg_advisory_xact_lock(hashtext('licensing guards'))")
@@ -296,7 +323,7 @@ def missing(*, using: str = "default") -> list[str]:
             standing = {tuple(row[:3]): row[3] for row in cursor.fetchall()}
             return [
                 guard.name
-                for guard in expected()
+                for guard in expected(connection.vendor)
                 if not _same_body(
                     standing.get((f"guard_{guard.name}", guard.table, _TYPES[guard.event])),
                     _postgresql_function(guard),
@@ -306,7 +333,7 @@ def missing(*, using: str = "default") -> list[str]:
         found: dict[str, Any] = dict(cursor.fetchall())
         return [
             guard.name
-            for guard in expected()
+            for guard in expected(connection.vendor)
             if guard.event != "TRUNCATE" and found.get(f"guard_{guard.name}") != _sqlite(guard)
         ]
 

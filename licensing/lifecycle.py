@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.db import IntegrityError, transaction
 
-from licensing import activations, audit, keys, notices, schemes, seats
+from licensing import activations, audit, keyformat, keys, notices, schemes, seats
 from licensing.audit import Actor
 from licensing.catalog import LONGEST, MOST
 from licensing.errors import Invalid, Refused
@@ -111,13 +111,24 @@ def prepare(
 def issue_prepared(*, license: License, by: Actor, at: datetime, reason: str = "") -> tuple[License, str]:
     """Issue a draft; return it and its key, which is not shown again without a recorded reveal.
 
+    What counts from its issue counts from now, unless the draft was given a start or an expiry of its own.
+
     Raises:
         Refused: it is issued already.
+        NotPublished: its revision was retired since.
     """
     with transaction.atomic():
         row = seats.lock(license.pk)
         if row.issued_at is not None:
             raise Refused("This license is issued already.")
+        terms = row.plan_revision
+        if terms.state != RevisionState.PUBLISHED:
+            raise NotPublished(f"Revision {terms.number} of this plan is {terms.state}.")
+        if row.starts_at == row.created_at:
+            derived = row.expires_at == _first_expiry(terms, row.starts_at)
+            row.starts_at = at
+            row.maintenance_until = at + terms.maintenance if terms.maintenance else None
+            _expire_at(row, _first_expiry(terms, at) if derived else row.expires_at)
         row.issued_at = at
         _settle(row, at)
         row.save()
@@ -170,7 +181,8 @@ def renew(*, license: License, by: Actor, at: datetime, reason: str = "", durati
                 raise Invalid("Say for how long: the plan has no duration of its own.", pointer="/duration_seconds")
             if span > LONGEST:
                 raise Invalid("A renewal is for at most a hundred years.", pointer="/duration_seconds")
-            _expire_at(row, _renewed_from(terms.renewal_basis, row.expires_at, at) + span)
+            renewed = _renewed_from(terms.renewal_basis, row.expires_at, at) + span
+            _expire_at(row, max(row.expires_at, renewed))  # nobody loses time by renewing early
         if row.maintenance_until is not None and terms.maintenance is not None:
             row.maintenance_until = _renewed_from(terms.renewal_basis, row.maintenance_until, at) + terms.maintenance
         return _save(row, "license.renewed", before, by, at, reason)
@@ -188,7 +200,9 @@ def hold(*, license: License, reason: str, by: Actor, at: datetime, note: str = 
     try:
         with transaction.atomic():
             row = _standing(license)
-            placed = Hold.objects.create(license=row, created_at=at, reason=reason, note=note, placed_at=at)
+            placed = Hold.objects.create(
+                license=row, created_at=at, reason=reason, note=keyformat.redact(note), placed_at=at
+            )
             seats.touch(row.pk, at)
             audit.record(action="license.held", by=by, on=row, at=at, after={"hold": reason}, reason=note or reason)
             notices.enqueue(template=notices.HELD, license=row, at=at, reason=reason)
@@ -248,7 +262,7 @@ def transfer(*, license: License, to: Customer, by: Actor, at: datetime, reason:
         released = seats.release_all(license=row, by=by, at=at, reason="license transferred")
         ended = activations.deactivate_all(license=row, by=by, at=at, reason="license transferred")
         row = seats.lock(row.pk)
-        row.customer, row.updated_at, row.revision = to, at, row.revision + 1
+        row.customer, row.transferred_at, row.updated_at, row.revision = to, at, at, row.revision + 1
         row.save()
         keys.rotate(license=row, by=by, reason="license transferred", at=at)
         audit.record(
@@ -290,6 +304,7 @@ def change_plan(*, license: License, plan_revision: PlanRevision, by: Actor, at:
             row.maintenance_until = None
         elif row.maintenance_until is None:
             row.maintenance_until = at + plan_revision.maintenance
+        activations.rescope(license=row)
         schemes.open_term(license=row, plan_revision=plan_revision, starts_at=at, reason=reason, at=at)
         return _save(row, "license.plan_changed", before, by, at, reason, plan_revision=plan_revision.pk)
 

@@ -5,19 +5,25 @@ A lost task message or a killed worker costs one beat: the row is the record of 
 """
 
 import random
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import transaction
+import structlog
+from django.db import DatabaseError
+from django.db.models import F
 
 from licensing import keyformat
 from licensing.models import OutboxMessage
 
+log = structlog.get_logger(__name__)
+
 GIVE_UP_AFTER = timedelta(days=3)
 FEWEST_TRIES = 12  # half a day of retries, also for what waited three days because no relay ran
 FIRST_RETRY = timedelta(seconds=10)
+CLAIM = timedelta(minutes=5)
 LONGEST_RETRY = timedelta(hours=6)
 
 Handler = Callable[[OutboxMessage], None]
@@ -31,32 +37,32 @@ def enqueue(*, kind: str, payload: dict[str, Any], at: datetime, license_id: UUI
 def relay(*, handlers: dict[str, Handler], at: datetime, limit: int = 200) -> tuple[int, list[OutboxMessage]]:
     """Deliver what is due. Return how many were delivered, and the messages given up on in this run.
 
-    Each message is locked while it is delivered, so two relays never send one message at the same time; a
-    failure is kept on the row and tried again, later each time, for three days.
+    A message is claimed before it is delivered, so two relays do not send it at the same time, and no transaction is
+    open meanwhile: a slow target holds nobody up. A failure is kept on the row and tried again, later each time, for
+    three days; a relay that dies leaves its claim, which lapses.
     """
     delivered, given_up = 0, []
+    begun = time.monotonic()
     due = OutboxMessage.objects.filter(delivered_at=None, given_up_at=None, due_at__lte=at)
     for message_id in list(due.order_by("id").values_list("id", flat=True)[:limit]):
-        with transaction.atomic():
-            message = (
-                OutboxMessage.objects.select_for_update(skip_locked=True)
-                .filter(id=message_id, delivered_at=None, given_up_at=None, due_at__lte=at)
-                .first()
-            )
-            if message is None:
-                continue
-            message.attempts += 1
-            try:
-                with transaction.atomic():
-                    handlers[message.kind](message)
-            except Exception as error:
-                if _postpone(message, error, at):
-                    given_up.append(message)
-            else:
-                message.delivered_at = at
-                message.last_error = ""
-                delivered += 1
+        until = at + timedelta(seconds=time.monotonic() - begun) + CLAIM
+        claimed = due.filter(id=message_id).update(attempts=F("attempts") + 1, due_at=until)
+        if not claimed:
+            continue
+        message = OutboxMessage.objects.get(id=message_id)
+        try:
+            handlers[message.kind](message)
+        except Exception as error:
+            if _postpone(message, error, at):
+                given_up.append(message)
+        else:
+            message.delivered_at = at
+            message.last_error = ""
+            delivered += 1
+        try:
             message.save()
+        except DatabaseError as error:  # the claim lapses and it is sent again: at least once, never not at all
+            log.error("outbox_not_noted", message=str(message.pk), error=str(error))
     return delivered, given_up
 
 

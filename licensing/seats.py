@@ -107,6 +107,8 @@ def reserve(*, license: License, holder: str, by: Actor, at: datetime) -> Assign
     """Keep a seat for `holder`, who takes it up when it is assigned. Raises as `assign` does."""
     holder = normalized(holder)
     seat = _live(license, holder)
+    if seat is not None and seat.state == SeatState.BLOCKED:
+        raise SeatIsBlocked()
     if seat is not None:
         return Assigned(seat, created=False)
     try:
@@ -339,7 +341,9 @@ def _allow_churn(license: License, at: datetime) -> None:
     terms = license.plan_revision
     if terms.seat_churn_limit is None or terms.churn_window is None:
         return
-    lately = Seat.objects.filter(license=license, released_at__gt=at - terms.churn_window).count()
+    # What a transfer let go was not the new customer's doing.
+    since = max(at - terms.churn_window, license.transferred_at or license.created_at - terms.churn_window)
+    lately = Seat.objects.filter(license=license, released_at__gt=since).count()
     if lately >= terms.seat_churn_limit:
         raise SeatChurnExceeded(
             f"{lately} seats were released within {terms.churn_window.days} days; "

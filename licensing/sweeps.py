@@ -63,7 +63,7 @@ def run(job: Job, *, at: datetime) -> int:
     if failed:
         row.update(failures=F("failures") + failed)
         _flag(job, at, {"failed": failed})
-    else:
+    elif job.lag(at) <= timedelta():  # what another run holds right now is not done yet
         row.exclude(watermark_at__gte=at).update(watermark_at=at, last_error="")
     return done
 

@@ -13,7 +13,7 @@ import orjson
 from licensing import crypto
 
 TYPE = "license+jwt"
-LONGEST = 8_192
+LONGEST = 65_536
 
 
 @lru_cache(maxsize=8)

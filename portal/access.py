@@ -14,6 +14,10 @@ from licensing.models import License, Member, Seat
 class AccountAdapter(DefaultAccountAdapter):
     """People are invited as members; nobody signs up."""
 
+    def get_client_ip(self, request: HttpRequest) -> str:
+        """Return the client's address as the rest of the product sees it: behind a proxy, not the proxy's."""
+        return client_address(request) or ""
+
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         return False
 

@@ -1,5 +1,7 @@
 """System checks: an unsafe or half-made configuration does not start. Every message names the mend."""
 
+import ipaddress
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -7,6 +9,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connection
+from django.http.request import validate_host
 
 from licensing import crypto, guards
 from licensing.errors import LicensingError
@@ -24,7 +27,7 @@ def production_is_safe(**_: Any) -> list[CheckMessage]:
     secret = settings.SECRET_KEY
     rules = [
         (
-            secret != "unset" and len(secret) >= 50 and len(set(secret)) >= 8,  # noqa: S105
+            secret != "unset" and len(secret) >= 50 and len(set(secret)) >= 16,  # noqa: S105
             "E001",
             "SECRET_KEY is missing or weak.",
             "Set SECRET_KEY to 50 or more random characters.",
@@ -48,13 +51,13 @@ def production_is_safe(**_: Any) -> list[CheckMessage]:
             "Add ?sslmode=verify-full&sslrootcert=FILE to DATABASE_URL.",
         ),
         (
-            redis.scheme == "rediss",
+            redis.scheme == "rediss" and _verified(redis.query),
             "E005",
             "Redis is missing or its connection not encrypted.",
             "Set REDIS_URL=rediss://:PASSWORD@HOST:PORT/0",
         ),
         (
-            broker.scheme in ("rediss", "amqps"),
+            broker.scheme in ("rediss", "amqps") and _verified(broker.query),
             "E006",
             "The broker's connection is not encrypted.",
             "Set CELERY_BROKER_URL=rediss://…, or leave it empty to use REDIS_URL.",
@@ -66,25 +69,41 @@ def production_is_safe(**_: Any) -> list[CheckMessage]:
             "Set PUBLIC_URL=https://licenses.example.com",
         ),
         (
-            bool(settings.ALLOWED_HOSTS) and "*" not in settings.ALLOWED_HOSTS,
+            bool(settings.ALLOWED_HOSTS)
+            and "*" not in settings.ALLOWED_HOSTS
+            and (not public.hostname or validate_host(public.hostname, settings.ALLOWED_HOSTS)),
             "E008",
-            "ALLOWED_HOSTS is empty or allows every host.",
+            "ALLOWED_HOSTS allows every host, or not the one of PUBLIC_URL.",
             "Set ALLOWED_HOSTS to the host of PUBLIC_URL.",
         ),
         (
-            bool(settings.TRUSTED_PROXIES),
+            bool(settings.TRUSTED_PROXIES) and all(map(_some_network, settings.TRUSTED_PROXIES)),
             "E009",
-            "No trusted proxy is listed, so nothing can terminate TLS.",
+            "No trusted proxy is listed that could terminate TLS, or what is listed is no network, or every address.",
             "Set TRUSTED_PROXIES to the addresses or networks of the proxy, e.g. 10.0.0.0/24",
         ),
         (
-            bool(settings.EMAIL_URL),
+            urlsplit(settings.EMAIL_URL).scheme in ("smtp+tls", "smtps", "smtp+ssl", "smtptls", "smtpssl"),
             "E010",
-            "No mail server is configured: notices would not leave.",
+            "No mail server is configured that is spoken to by TLS: notices would not leave, or be read on the way.",
             "Set EMAIL_URL=smtp+tls://USER:PASSWORD@HOST:587",
         ),
     ]
     return [Error(text, hint=mend, id=f"licentia.{code}") for holds, code, text, mend in rules if not holds]
+
+
+def _verified(query: str) -> bool:
+    """Whether a TLS address leaves the verification of the server's certificate on."""
+    asked = parse_qs(query).get("ssl_cert_reqs", ["required"])[0].lower()
+    return asked in ("required", "cert_required")
+
+
+def _some_network(text: str) -> bool:
+    """Whether this is an address or network, and not all there are."""
+    try:
+        return ipaddress.ip_network(text, strict=False).prefixlen > 0
+    except ValueError:
+        return False
 
 
 @register(Tags.security)
@@ -109,6 +128,14 @@ def key_ring_is_readable(**_: Any) -> list[CheckMessage]:
     try:
         place = crypto.Place("check", "check", "check")
         crypto.unseal(crypto.seal(b"check", place), place)
+        if settings.KEYRING_FILE and not settings.KEYRING and Path(settings.KEYRING_FILE).stat().st_mode & 0o077:
+            return [
+                Error(
+                    "Others than its owner may read or write the key ring's file.",
+                    hint=f"Run: chmod 600 {settings.KEYRING_FILE}",
+                    id="licentia.E017",
+                )
+            ]
     except LicensingError as error:
         return [Error(error.detail, hint="Restore the key ring from a backup.", id="licentia.E011")]
     except OSError as error:

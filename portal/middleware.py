@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase
 from django.urls import Resolver404, resolve
 
 from licensing import gate
@@ -27,6 +27,10 @@ class PlainHttp(Exception):
     """An API request over plain http, where production speaks https only."""
 
 
+class NoLength(Exception):
+    """A body whose length is not said beforehand."""
+
+
 class AnswerMiddleware:
     """The outermost middleware; see the module."""
 
@@ -40,6 +44,8 @@ class AnswerMiddleware:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         if f"{request.path_info}/".startswith(API):
             return answer_api(request)
+        if "%00" in request.META.get("QUERY_STRING", "") or "\x00" in request.path_info:
+            return HttpResponseBadRequest("The address holds a NUL character.", content_type="text/plain")
         response = self.get_response(request)
         response["X-Request-Id"] = request_id
         return response
@@ -55,6 +61,9 @@ def answer_api(request: HttpRequest) -> HttpResponse:
         answer = gate.problem_of(404, "not_found", "Not found", "There is nothing here.", asked.request_id)
     except RequestDataTooBig:
         answer = gate.problem(gate.TooLarge(), request_id=asked.request_id)
+    except NoLength:
+        detail = "Send the body with a Content-Length, not chunked."
+        answer = gate.problem_of(411, "length_required", "Length required", detail, asked.request_id)
     except PlainHttp:
         answer = gate.problem_of(400, "https_required", "https required", "Call this API over https.", asked.request_id)
     except SuspiciousOperation:
@@ -79,6 +88,8 @@ def _view_answer(request: HttpRequest) -> Any:
         # Not redirected: the key has been on the wire already, and the client must learn of it.
         raise PlainHttp
     request.get_host()
+    if request.META.get("HTTP_TRANSFER_ENCODING") and not request.META.get("CONTENT_LENGTH"):
+        raise NoLength  # WSGI hands over no such body: taken for empty, a question would lose its conditions
     length = request.META.get("CONTENT_LENGTH") or "0"
     if not length.isascii() or not length.isdigit():
         raise SuspiciousOperation("Content-Length is no number")

@@ -30,14 +30,18 @@ def _kept_secret(name: str, length: int = 50) -> str:
     """Return a secret kept in a private file under var/, made on first use (embedded only)."""
     path = VAR_DIR / name
     VAR_DIR.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    value = secrets.token_urlsafe(length)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(value)
-    return value
+    if not path.exists():
+        # Written whole and then named, so that nobody ever reads half of it; the first of several stays.
+        draft = path.with_name(f".{name}.{os.getpid()}.{secrets.token_hex(4)}")
+        with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(length))
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text().strip()
 
 
 DEBUG = False

@@ -160,14 +160,15 @@ def _without_secrets(request: HttpRequest) -> HttpResponse | None:
     """Refuse an address that holds what looks like a key or secret: back to the page without it, with a hint."""
     from licensing.admin.base import looks_secret
 
-    if not any(looks_secret(value) for _, values in request.GET.lists() for value in values):
+    in_path = looks_secret(request.path)
+    if not in_path and not any(looks_secret(value) for _, values in request.GET.lists() for value in values):
         return None
     messages.warning(
         request,
         "That looks like a license key or a secret. It was not searched for: keys do not belong in an address. "
         "Paste a license key into “Look up” instead.",
     )
-    return HttpResponseRedirect(request.path)
+    return HttpResponseRedirect(reverse("admin:index") if in_path else request.path)
 
 
 def _overview(request: HttpRequest, at: datetime) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from django.contrib import admin
 from django.urls import include, path
+from django.views.decorators.cache import cache_page
 from drf_spectacular.views import SpectacularAPIView
 
 from portal import api, health
@@ -11,7 +12,7 @@ urlpatterns = [
     path("accounts/", include("allauth.urls")),
     path("admin/", admin.site.urls),
     path("api/v1/", include("licensing.api.urls")),
-    path("api/v1/schema", SpectacularAPIView.as_view(), name="schema"),
+    path("api/v1/schema", cache_page(300)(SpectacularAPIView.as_view()), name="schema"),
     path("api/docs", api.docs, name="api-docs"),
     path(".well-known/jwks.json", api.jwks, name="jwks"),
     path("health/live", health.live, name="live"),

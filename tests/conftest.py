@@ -16,7 +16,7 @@ def _flush_unguarded(self: Any) -> None:
     """Lift the guards, let Django empty the tables, put the guards back. Only here: production has no off switch."""
     for using in self._databases_names(include_mirrors=False):
         with connections[using].cursor() as cursor:
-            for guard in guards.expected():
+            for guard in guards.expected(connections[using].vendor):
                 table = f' ON "{guard.table}"' if connections[using].vendor == "postgresql" else ""
                 cursor.execute(f'DROP TRIGGER IF EXISTS "guard_{guard.name}"{table}')
     try:

@@ -60,7 +60,7 @@ def view(request: HttpRequest, *, site: AdminSite, by: Actor) -> HttpResponse:
 
 def _find(request: HttpRequest, text: str, by: Actor, at: datetime) -> list[License]:
     """Return the licenses `text` may mean. Raises `Mistyped`, or `Missing` when there is none."""
-    if not text:
+    if not text or "\x00" in text:
         raise Missing("Paste a license key, an id, the last 5 characters of a key, or a seat holder's email.")
     if looks_secret(text) or text.upper().startswith(keyformat.PREFIX):
         key = keys.look_up(text, by=by, at=at)

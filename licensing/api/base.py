@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
+from uuid import UUID
 
 from django.db.models import QuerySet
 from django.http import HttpResponse
@@ -17,6 +18,7 @@ from licensing.api.door import plain_request
 from licensing.audit import Actor
 from licensing.credentials import Caller
 from licensing.errors import Refused
+from licensing.models import License
 
 
 class StrictSerializer(serializers.Serializer[Any]):
@@ -40,6 +42,7 @@ class ApiViewSet(viewsets.GenericViewSet[Any]):
     """The base of our views. `tenant` is the path from a row to the customer it belongs to, empty for none."""
 
     lookup_value_converter = "uuid"
+    about: UUID | None = None
     read_scope = ""
     write_scope = ""
     tenant = ""
@@ -60,6 +63,12 @@ class ApiViewSet(viewsets.GenericViewSet[Any]):
         if self.tenant and self.caller.customer_id is not None:
             rows = rows.filter(**{self.tenant: self.caller.customer_id})
         return rows
+
+    def get_object(self) -> Any:
+        """Return the row the address names, and note which license the call is about."""
+        row = super().get_object()
+        self.about = row.pk if isinstance(row, License) else getattr(row, "license_id", None)
+        return row
 
     def body(self, serializer_class: type[serializers.Serializer[Any]] | None = None, **options: Any) -> dict[str, Any]:
         """Return the checked body. Raises DRF's `ValidationError`."""
@@ -93,7 +102,7 @@ class ApiViewSet(viewsets.GenericViewSet[Any]):
             decisions.remember(
                 request_id=self.caller.request_id,
                 at=self.at,
-                license_id=self.caller.license_id,
+                license_id=self.about or self.caller.license_id,
                 caller=f"{'credential' if self.caller.kind == 'B' else 'license'}:{self.caller.id}",
                 code=exc.code,
                 looked_at=(f"{self.request.method} {self.request.path}",),

@@ -84,5 +84,15 @@ def _trusted(address: str) -> bool:
         found = ipaddress.ip_address(address)
     except ValueError:
         return False
-    networks = (ipaddress.ip_network(network, strict=False) for network in settings.TRUSTED_PROXIES)
-    return any(found.version == network.version and found in network for network in networks)
+    return any(found.version == network.version and found in network for network in _proxies())
+
+
+def _proxies() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """Return the networks of trusted proxies; what is no network is trusted by nobody, and refused by the checks."""
+    networks = []
+    for text in settings.TRUSTED_PROXIES:
+        try:
+            networks.append(ipaddress.ip_network(text, strict=False))
+        except ValueError:
+            continue
+    return networks

@@ -265,6 +265,12 @@ class LicenseViews(ApiViewSet):
     filterset_class = filters.Licenses
     read_scope, write_scope, tenant = "licenses:read", "licenses:write", "customer_id"
 
+    def get_queryset(self) -> Any:
+        rows = super().get_queryset()
+        if not getattr(self, "swagger_fake_view", False) and self.caller.customer_id is not None:
+            rows = rows.filter(issued_at__isnull=False)
+        return rows
+
     @extend_schema(parameters=IDEMPOTENT, request=shapes.NewLicense, responses={201: shapes.IssuedLicense})
     @once
     def create(self, request: Request) -> Response:
@@ -405,6 +411,7 @@ class SeatViews(ApiViewSet):
         return self.shown(seats.transfer(seat=row, to=body["holder"], by=self.by, at=self.at))
 
     def _license(self, license_id: UUID) -> License:
+        self.about = license_id
         return _row(_licenses_of(self), license_id, "/license")
 
 
@@ -487,7 +494,7 @@ class CredentialViews(ApiViewSet):
         customer_id = body.pop("customer_id", None)
         customer = _named(Customer, customer_id, "/customer") if customer_id else None
         credential, secret = credentials.create(
-            customer=customer, by=self.by, at=self.at, granted_from=self.caller.scopes, **body
+            customer=customer, by=self.by, at=self.at, maker=Credential.objects.get(pk=self.caller.id), **body
         )
         return self.shown(credential, status=201, secret=secret)
 
@@ -532,7 +539,9 @@ def _called_license(view: ApiViewSet, license_id: Any) -> License:
         if view.caller.license_id is None:
             raise Invalid("Say which license.", pointer="/license")
         license_id = view.caller.license_id
-    return _row(_licenses_of(view), license_id, "/license")
+    license = _row(_licenses_of(view), license_id, "/license")
+    view.about = license.pk
+    return license
 
 
 def _named(model: type[Any], row_id: UUID, pointer: str) -> Any:

@@ -52,7 +52,7 @@ class CursorPages(CursorPagination):
         text = request.query_params.get("limit")
         if text is None:
             return self.page_size
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= self.max_page_size:
+        if not text.isascii() or not text.isdigit() or len(text) > 3 or not 1 <= int(text) <= self.max_page_size:
             raise Invalid(f"limit is a whole number from 1 to {self.max_page_size}.", pointer="/limit")
         return int(text)
 

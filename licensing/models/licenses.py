@@ -54,6 +54,7 @@ class License(Row):
     grace_until = models.DateTimeField(null=True, blank=True)
     maintenance_until = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
+    transferred_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     seat_limit = models.PositiveIntegerField(null=True, blank=True)
     seats_ceiling = models.PositiveIntegerField(null=True, blank=True)
@@ -103,6 +104,16 @@ class License(Row):
                     activations_ceiling__gte=F("activation_limit"),
                 ),
                 name="activations_ceiling_is_at_least_the_limit",
+            ),
+            models.CheckConstraint(
+                condition=Q(seats_ceiling=None) | Q(seats_ceiling=F("seat_limit")) | Q(seats_ceiling=F("seats_used")),
+                name="seats_ceiling_is_the_limit_or_what_is_used",
+            ),
+            models.CheckConstraint(
+                condition=Q(activations_ceiling=None)
+                | Q(activations_ceiling=F("activation_limit"))
+                | Q(activations_ceiling=F("activations_used")),
+                name="activations_ceiling_is_the_limit_or_what_is_used",
             ),
             models.CheckConstraint(
                 condition=Q(expires_at=None) | Q(expires_at__gt=F("starts_at")),

@@ -220,10 +220,10 @@ def test_posting_a_readonly_page_changes_nothing(staff: Client, world: dict[str,
 
 
 @pytest.mark.parametrize("name", ["License", "Seat", "Activation", "LicenseKey", "AuditEntry", "Hold", "Term"])
-def test_list_of_300_takes_as_many_queries_as_a_short_one(staff: Client, name: str) -> None:
+def test_a_full_page_of_a_list_takes_few_queries(staff: Client, name: str) -> None:
     model = apps.get_model("licensing", name)
     customer, revision = make_customer(), make_revision()
-    for number in range(300):
+    for number in range(55):
         license, _ = lifecycle.issue(customer=customer, plan_revision=revision, by=BY, at=AT)
         if name in ("Seat", "Activation", "Hold"):
             seats.assign(license=license, holder=f"h{number}@example.com", by=BY, at=AT)

@@ -1,5 +1,6 @@
 """/credentials."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.api.conftest import (
     nothing_written,
     secrets_in,
 )
+from tests.factories import make_credential
 
 NOW = datetime.now(UTC)
 CI = {"name": "CI", "scopes": ["licenses:read", "validate"]}
@@ -95,14 +97,42 @@ def test_it_lets_nobody_give_more_than_they_have(api: Api) -> None:
     ]
 
 
-def test_it_lives_a_year_unless_said_otherwise(api: Api) -> None:
-    made = api.post("/credentials", CI).json()
+def test_it_lives_a_year_unless_said_otherwise(db: None) -> None:
+    maker = by_secret(make_credential(expires_at=NOW + timedelta(days=365, hours=12))[1])
+    made = maker.post("/credentials", CI).json()
     end = (NOW + timedelta(days=30)).replace(microsecond=0)
-    short = api.post("/credentials", {**CI, "expires_at": end.isoformat()}).json()
+    short = maker.post("/credentials", {**CI, "expires_at": end.isoformat()}).json()
 
     life = datetime.fromisoformat(made["expires_at"]) - datetime.fromisoformat(made["created_at"])
     assert life == timedelta(days=365)
     assert datetime.fromisoformat(short["expires_at"]) == end
+
+
+def test_it_outlives_no_maker(db: None) -> None:
+    end = NOW + timedelta(days=30)
+    maker = by_secret(make_credential(expires_at=end)[1])
+
+    with nothing_written():
+        longer = maker.post("/credentials", {**CI, "expires_at": (end + timedelta(seconds=1)).isoformat()})
+    unsaid = maker.post("/credentials", CI).json()
+
+    assert_problem(longer, 400, pointer="/expires_at")
+    assert datetime.fromisoformat(unsaid["expires_at"]) == end
+
+
+def test_it_is_good_at_no_address_where_its_maker_is_not(db: None) -> None:
+    _, secret = make_credential(allowed_addresses=["192.0.2.0/24"])
+    maker = replace(by_secret(secret), address="192.0.2.7")
+
+    with nothing_written():
+        for addresses in (["192.0.0.0/16"], ["192.0.2.1", "198.51.100.1"], ["::/0"]):
+            answer = maker.post("/credentials", {**CI, "allowed_addresses": addresses})
+            assert_problem(answer, 400, pointer="/allowed_addresses")
+    unsaid = maker.post("/credentials", CI).json()
+    narrower = maker.post("/credentials", {**CI, "allowed_addresses": ["192.0.2.128/25"]}).json()
+
+    assert unsaid["allowed_addresses"] == ["192.0.2.0/24"]
+    assert narrower["allowed_addresses"] == ["192.0.2.128/25"]
 
 
 def test_it_writes_addresses_as_networks(api: Api) -> None:

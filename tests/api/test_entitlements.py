@@ -1,6 +1,7 @@
 """GET /entitlements."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 
 from licensing import lifecycle
 from licensing.catalog import Grant
@@ -20,8 +21,6 @@ NOW = datetime.now(UTC)
 
 
 def test_it_tells_what_a_license_grants(api: Api) -> None:
-    from decimal import Decimal
-
     grants = [
         Grant("export"),
         Grant("region", "value", value="eu"),

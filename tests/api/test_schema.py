@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import yaml
 from django.core.management import call_command
+from django.test import Client
 from drf_spectacular.validation import validate_schema
 
 from licensing.api import serializers as shapes
@@ -121,8 +122,6 @@ def test_it_shows_keys_and_secrets_only_where_they_are_told(schema: Any) -> None
 
 
 def test_it_has_readable_pages(db: None) -> None:
-    from django.test import Client
-
     assert Client().get("/api/docs").status_code == 200
 
 

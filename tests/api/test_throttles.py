@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -105,8 +106,6 @@ def test_it_holds_no_success_against_an_address(world: World, settings: Any) -> 
 
 
 def test_it_lets_a_caller_on_when_it_has_waited(world: World, settings: Any) -> None:
-    import time
-
     settings.THROTTLES = {**settings.THROTTLES, "credential": (2.0, 1)}
     server = by_scopes("licenses:read")
     first = server.get("/licenses")

@@ -218,7 +218,7 @@ def test_it_walks_every_rule_that_changes_something():
         "flag", "heartbeat", "lock", "give_back", "touch", "create_key", "issue", "invite", "look_up",
     }  # fmt: skip
     # `transfer`, `release_all`, `deactivate_all` write one entry per thing let go: their own tests count them.
-    several = {"transfer", "release_all", "deactivate_all", "retire_all"}
+    several = {"rescope", "transfer", "release_all", "deactivate_all", "retire_all"}
     walked = {code for _, _, rule in RULES for code in rule.__code__.co_names}
     public = {
         name

@@ -158,13 +158,24 @@ def test_it_gives_a_customer_only_what_a_customer_may_hold(scope):
 
 
 def test_it_lets_nobody_give_more_than_they_hold():
-    held = frozenset({"validate", "credentials:write"})
+    maker = make(scopes=["validate", "credentials:write"])[0]
 
-    assert make(scopes=["validate"], granted_from=held)
+    assert make(scopes=["validate"], maker=maker)
     with pytest.raises(ScopeNotAllowed):
-        make(scopes=["validate", "audit:read"], granted_from=held)
-    with pytest.raises(ScopeNotAllowed):
-        make(scopes=["validate"], granted_from=frozenset())
+        make(scopes=["validate", "audit:read"], maker=maker)
+
+
+def test_it_lets_nobody_make_one_that_outlives_or_outreaches_their_own():
+    maker = make(scopes=["validate"], expires_at=AT + 2 * DAY, allowed_addresses=["192.0.2.0/24"])[0]
+
+    made = make(scopes=["validate"], maker=maker)[0]
+
+    assert (made.expires_at, made.allowed_addresses) == (AT + 2 * DAY, ["192.0.2.0/24"])
+    assert make(scopes=["validate"], maker=maker, allowed_addresses=["192.0.2.7"])
+    with pytest.raises(Invalid):
+        make(scopes=["validate"], maker=maker, expires_at=AT + 3 * DAY)
+    with pytest.raises(Invalid):
+        make(scopes=["validate"], maker=maker, allowed_addresses=["0.0.0.0/0"])
 
 
 @pytest.mark.parametrize("expires_at", [AT, AT - TICK, AT + LONGEST_LIFE + TICK, AT + 4000 * DAY])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import DatabaseError
+from django.db import OperationalError
 
 from licensing import decisions
 from licensing.models import Anomaly, DecisionRecord
@@ -53,7 +53,7 @@ def test_it_keeps_what_the_database_would_not_take(monkeypatch):
     remember(3)
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise DatabaseError("away")
+        raise OperationalError("away")
 
     with monkeypatch.context() as away:
         away.setattr(DecisionRecord.objects, "bulk_create", refuse)

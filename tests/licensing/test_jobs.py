@@ -21,7 +21,7 @@ DAY, TICK = timedelta(days=1), timedelta(microseconds=1)
 
 
 def job(work) -> Job:
-    return Job("test-job", timedelta(seconds=30), work, lambda at: timedelta(seconds=1))
+    return Job("test-job", timedelta(seconds=30), work, lambda at: timedelta())
 
 
 def test_it_keeps_how_a_job_stands():
@@ -55,6 +55,14 @@ def test_it_does_not_move_the_watermark_past_items_that_failed():
 
     standing = sweeps.standing(job(lambda at: (0, 0)), at=AT + DAY)
     assert (standing.watermark_at, standing.last_finished_at, standing.failures) == (AT, AT + DAY, 2)
+
+
+def test_it_does_not_move_the_watermark_past_what_another_run_still_holds():
+    held = Job("test-job", timedelta(seconds=30), lambda at: (0, 0), lambda at: timedelta(seconds=1))
+
+    sweeps.run(held, at=AT)
+
+    assert sweeps.standing(held, at=AT).watermark_at is None
 
 
 def test_it_runs_jobs_of_different_names_as_the_beat_names_them(settings):

@@ -13,7 +13,7 @@ from portal import checks
 
 GOOD = {
     "PRODUCTION": True,
-    "SECRET_KEY": "k9Zr" * 20 + "aB3-_xY7",
+    "SECRET_KEY": "k9Zr" * 20 + "aB3-_xY7QwErTy",
     "DATABASE_URL": "postgres://u:p@db.example.com/licentia?sslmode=verify-full&sslrootcert=system",
     "REDIS_URL": "rediss://:p@redis.example.com/0",
     "CELERY_BROKER_URL": "rediss://:p@redis.example.com/0",
@@ -124,7 +124,7 @@ def test_it_refuses_a_ring_file_that_is_not_there_or_is_a_folder(configured, tmp
 
 @pytest.mark.django_db
 def test_it_sees_a_guard_that_does_not_stand():
-    guard = guards.expected()[0]
+    guard = guards.expected(connection.vendor)[0]
     before = checks.guards_stand()
     on = f' ON "{guard.table}"' if connection.vendor == "postgresql" else ""
     with connection.cursor() as cursor:
@@ -186,7 +186,7 @@ def test_it_does_not_start_unsafe(configured):
     assert "EMAIL_URL" in str(refused.value)
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 def test_it_starts_as_it_stands_here():
     checks.refuse_to_start_unguarded()
     call_command("check", databases=["default"], verbosity=0)

@@ -35,7 +35,7 @@ def test_it_is_degraded_and_says_so_when_redis_is_away(client, settings):
 
 
 def test_it_is_broken_when_a_guard_is_gone(client):
-    guard = guards.expected()[0]
+    guard = guards.expected(connection.vendor)[0]
     table = f' ON "{guard.table}"' if connection.vendor == "postgresql" else ""
     with connection.cursor() as cursor:
         cursor.execute(f'DROP TRIGGER "guard_{guard.name}"{table}')

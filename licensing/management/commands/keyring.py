@@ -5,8 +5,10 @@ pending, restart or wait until all processes have read the ring, `promote` it. T
 what it sealed still opens, what it signed still verifies. Source: ADR 0005.
 """
 
+import fcntl
 import json
 from argparse import ArgumentParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,27 +65,33 @@ class Command(BaseCommand):
         if not options["purpose"]:
             raise CommandError("Say what for: --purpose seal, digest or sign. For a new installation: --new")
         key = crypto.make_key(options["purpose"])
-        self._change(path, [*crypto.ring().keys, key], "keyring.key_added", key)
+        self._change(path, lambda keys: [*keys, key], "keyring.key_added", key)
         self.stdout.write(f"{key.kid} is pending. Restart every process, so that all know it.")
         self.stdout.write(f"Then: manage.py keyring promote {key.kid}")
 
     def _promote(self, options: dict[str, Any]) -> None:
-        path, ring = _file(), crypto.ring()
-        chosen = next((key for key in ring.keys if key.kid == options["kid"]), None)
+        path = _file()
+        chosen = next((key for key in crypto.ring().keys if key.kid == options["kid"]), None)
         if chosen is None:
             raise CommandError("The ring has no such key. See: keyring status")
-        keys = [
-            _in_state(key, "primary" if key.kid == chosen.kid else "active")
-            if key.purpose == chosen.purpose and (key.kid == chosen.kid or key.state == "primary")
-            else key
-            for key in ring.keys
-        ]
-        self._change(path, keys, "keyring.key_promoted", chosen)
+
+        def promoted(keys: tuple[RingKey, ...]) -> list[RingKey]:
+            former = next(key for key in keys if key.purpose == chosen.purpose and key.state == "primary")
+            states = {former.kid: "active", chosen.kid: "primary"}
+            return [_in_state(key, states.get(key.kid, key.state)) for key in keys]
+
+        self._change(path, promoted, "keyring.key_promoted", chosen)
         self.stdout.write(f"{chosen.kid} is primary for every process that starts from now on. Restart the others.")
 
-    def _change(self, path: Path, keys: list[RingKey], action: str, key: RingKey) -> None:
+    def _change(
+        self, path: Path, edit: Callable[[tuple[RingKey, ...]], list[RingKey]], action: str, key: RingKey
+    ) -> None:
+        """Write the ring as `edit` makes it of the one on disk right now: two changes at once lose none."""
         at = timezone.now()
-        with transaction.atomic():
+        with path.with_suffix(".lock").open("w") as lock, transaction.atomic():
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            crypto.forget()
+            keys = edit(crypto.ring().keys)
             # The ring has no row of its own; the job row of that name is what the entry is about.
             row, _ = JobState.objects.get_or_create(name="key-ring")
             audit.record(
