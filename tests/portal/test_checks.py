@@ -54,6 +54,7 @@ def test_it_passes_a_configuration_that_is_safe(configured):
         ({"SECRET_KEY": "unset"}, "E001"),
         ({"SECRET_KEY": "short"}, "E001"),
         ({"SECRET_KEY": "a" * 60}, "E001"),
+        ({"SECRET_KEY": "abcdefghijklmno" * 4}, "E001"),
         ({"KEYRING": ""}, "E002"),
         ({"DATABASE_URL": "sqlite:////srv/licentia.sqlite3"}, "E003"),
         ({"DATABASE_URL": "postgres://u:p@db.example.com/licentia"}, "E004"),
