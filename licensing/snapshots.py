@@ -65,7 +65,7 @@ def by_id(license_id: UUID, scope: Scope) -> tuple[Snapshot | None, Scope]:
 def _read(source: str, where: str, parameters: list[Any], scope: Scope) -> tuple[Snapshot | None, Scope]:
     asked = [scope.fingerprint, scope.seat_holder, scope.version]
     query = _QUERY.format(source=source, **_WORDS[connection.vendor]) + where
-    with connection.cursor() as cursor:
+    with _cursor() as cursor:
         cursor.execute(query, [*asked, *parameters])
         row = cursor.fetchone()
     if row is None:
@@ -100,6 +100,20 @@ def _read(source: str, where: str, parameters: list[Any], scope: Scope) -> tuple
         version_released_at=_instant(row[23]),
     )
     return snapshot, known
+
+
+def _cursor() -> Any:
+    """Return a cursor that lets PostgreSQL keep the statement prepared: planning this query costs it ten times what
+    running it does. Elsewhere, Django's own."""
+    if connection.vendor != "postgresql":
+        return connection.cursor()
+    from django.db.backends.postgresql.base import ServerBindingCursor
+
+    server: Any = connection
+    server.ensure_connection()
+    server.connection.prepare_threshold = 2
+    binding: Any = ServerBindingCursor
+    return server._prepare_cursor(binding(server.connection))
 
 
 def _instant(value: datetime | str | None) -> datetime | None:
