@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import Resolver404, resolve
 
 from licensing import gate
@@ -44,8 +44,6 @@ class AnswerMiddleware:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         if f"{request.path_info}/".startswith(API):
             return answer_api(request)
-        if "%00" in request.META.get("QUERY_STRING", "") or "\x00" in request.path_info:
-            return HttpResponseBadRequest("The address holds a NUL character.", content_type="text/plain")
         response = self.get_response(request)
         response["X-Request-Id"] = request_id
         return response

@@ -15,7 +15,7 @@ from csp.decorators import csp_replace
 from django.contrib import messages
 from django.contrib.auth import REDIRECT_FIELD_NAME
 from django.db.models import Q
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
 from django.urls import path, reverse
 from django.utils import timezone
 from unfold.sites import UnfoldAdminSite
@@ -160,6 +160,8 @@ def _without_secrets(request: HttpRequest) -> HttpResponse | None:
     """Refuse an address that holds what looks like a key or secret: back to the page without it, with a hint."""
     from licensing.admin.base import looks_secret
 
+    if any("\x00" in value for _, values in request.GET.lists() for value in values):
+        return HttpResponseBadRequest("The address holds a NUL character.", content_type="text/plain")
     in_path = looks_secret(request.path)
     if not in_path and not any(looks_secret(value) for _, values in request.GET.lists() for value in values):
         return None

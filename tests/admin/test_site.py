@@ -4,6 +4,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
+from licensing import keyformat
 from tests.admin.conftest import sign_in, text_of
 from tests.factories import PASSWORD, make_user
 
@@ -85,3 +86,22 @@ def test_the_sidebar_shows_only_what_a_person_may_see() -> None:
     assert reverse("admin:licensing_license_changelist") not in text
     assert reverse("admin:portal_user_changelist") not in text
     assert "Look up" not in text
+
+
+@pytest.mark.parametrize(
+    "address", ["/admin/licensing/auditentry/?kind=%00", "/admin/licensing/license/?scheme__exact=%00"]
+)
+def test_it_refuses_an_address_no_database_takes(staff: Client, address: str) -> None:
+    assert staff.get(address).status_code == 400
+
+
+def test_it_bears_a_look_up_of_what_no_database_takes(staff: Client) -> None:
+    assert staff.post("/admin/look-up/", {"text": "ab\0cd"}).status_code < 500
+
+
+def test_it_does_not_repeat_a_key_that_stands_in_a_path(staff: Client) -> None:
+    key = keyformat.generate()
+
+    answer = staff.get(f"/admin/licensing/license/{key}/change/", follow=True)
+
+    assert key not in answer.text
