@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from django.apps import apps
 from django.core.management import call_command
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.models.signals import pre_migrate
 
 from licensing import catalog, guards, keys, lifecycle, seats
@@ -589,3 +589,23 @@ def test_it_makes_no_way_when_there_is_nothing_to_migrate(mended):
     about_to_migrate([])
 
     assert guards.missing() == []
+
+
+@pytest.mark.parametrize("table", ["licensing_auditentry", "licensing_term", "licensing_licensekey"])
+def test_it_cannot_be_got_around_by_the_row_numbers_of_sqlite(db, table):
+    if connection.vendor != "sqlite":
+        assert not [guard for guard in guards.expected(connection.vendor) if guard.only == "sqlite"]
+        return
+    make_license()
+    with connection.cursor() as cursor:
+        cursor.execute(f'SELECT rowid, * FROM "{table}" LIMIT 1')
+        columns = [column[0] for column in cursor.description]
+        row = list(cursor.fetchone())
+        row[columns.index("id")] = "f" * 32
+        for name, value in (("starts_at", "2001-01-01"), ("digest", b"x" * 32), ("license_id", "e" * 32)):
+            if name in columns:
+                row[columns.index(name)] = value
+        marks = ", ".join(["%s"] * len(row))
+
+        with pytest.raises(IntegrityError):
+            cursor.execute(f'INSERT OR REPLACE INTO "{table}" ({", ".join(columns)}) VALUES ({marks})', row)
