@@ -99,7 +99,7 @@ def _write(batch: list[DecisionRecord]) -> int:
             return len(DecisionRecord.objects.bulk_create(batch))
     except (OperationalError, InterfaceError):
         raise
-    except Exception:
+    except Exception:  # one of them is bad: which, the next lines find out
         log.exception("decision_records_refused", rows=len(batch))
     written = 0
     for row in batch:
@@ -109,7 +109,8 @@ def _write(batch: list[DecisionRecord]) -> int:
             written += 1
         except (OperationalError, InterfaceError):
             raise
-        except Exception:
+        except Exception as error:  # counted here, flagged as an anomaly by `flush`
+            log.error("decision_record_dropped", request_id=row.request_id, code=row.code, error=type(error).__name__)
             with _lock:
                 _dropped += 1
     return written

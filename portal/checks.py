@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import structlog
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.exceptions import ImproperlyConfigured
@@ -13,6 +14,8 @@ from django.http.request import validate_host
 
 from licensing import crypto, guards
 from licensing.errors import LicensingError
+
+log = structlog.get_logger(__name__)
 
 
 @register(Tags.security)
@@ -194,8 +197,8 @@ def refuse_to_start_unguarded() -> None:
     try:
         if "licensing_auditentry" in connection.introspection.table_names():
             problems += guards_stand()
-    except DatabaseError:
-        pass  # away for now: readiness says so, and asks again
+    except DatabaseError as error:  # away for now: readiness says so, and asks again
+        log.error("guards_not_checked", error=str(error).partition("\n")[0])
     finally:
         connection.close()
     if problems:

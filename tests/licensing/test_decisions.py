@@ -73,6 +73,17 @@ def test_it_says_how_many_it_had_no_room_for(monkeypatch):
     assert Anomaly.objects.get(rule="decision_records_dropped").evidence == {"dropped": 3}
 
 
+def test_it_loses_one_bad_row_only_and_says_so():
+    remember(2)
+    decisions._buffer[0].looked_at = [object()]  # no JSON can hold it
+    remember(1)
+
+    written = decisions.flush()
+
+    assert written == DecisionRecord.objects.count() == 2
+    assert Anomaly.objects.get(rule="decision_records_dropped").evidence == {"dropped": 1}
+
+
 def test_it_forgets_after_thirty_days():
     remember(at=AT)
     remember(at=AT + timedelta(days=1))
