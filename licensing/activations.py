@@ -13,12 +13,12 @@ from django.db import IntegrityError, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Greatest
 
-from licensing import audit, keyformat, seats
+from licensing import audit, keyformat, seats, signatures, snapshots, stamps
 from licensing.audit import Actor
 from licensing.errors import Invalid, Missing, Refused
 from licensing.models import Activation, License, Seat
 from licensing.seats import LicenseNotUsable
-from licensing.states import FingerprintScope, LicenseStatus, SeatState, ValidityBasis, timed_status_at
+from licensing.states import FingerprintScope, LicenseStatus, SeatKind, SeatState, ValidityBasis, timed_status_at
 
 FINGERPRINT = re.compile(r"[A-Za-z0-9._:+/=-]{16,128}")
 
@@ -39,6 +39,12 @@ class FingerprintInUse(Refused):
     """This machine is activated on another license of the product."""
 
     code = "fingerprint_in_use"
+
+
+class ActivationKeyConflict(Refused):
+    """This machine is activated with another key. Let that activation go first, in the portal."""
+
+    code = "activation_key_conflict"
 
 
 class SeatNeeded(Refused):
@@ -64,10 +70,16 @@ def activate(
     name: str = "",
     platform: str = "",
     seat_holder: str | None = None,
+    public_key: bytes | None = None,
+    counter: int = 0,
 ) -> Activated:
     """Bind the machine to the license; the same machine again gets the activation it has.
 
+    `public_key` is the machine's own (Ed25519, 32 bytes), whose possession the caller has seen proved by a request with
+    this `counter`. An activation takes the first key it is given and keeps it.
+
     Raises:
+        ActivationKeyConflict: this machine has another key, or this key is another machine's.
         ActivationLimitReached: all machines are taken.
         FingerprintInUse: the plan revision allows a machine once per product, and it is active elsewhere.
         SeatNeeded: the plan revision requires a seat and `seat_holder` has none.
@@ -83,10 +95,24 @@ def activate(
             row = License.objects.select_related("plan_revision").get(pk=license.pk)
             _usable(row, at)
             _seat_of(row, holder)
+            if public_key is not None:
+                known = _register(known, public_key, counter, by=by, at=at)
             return _again(known, name=name, platform=platform, at=at)
         try:
-            made = _grant(license, fingerprint, by=by, at=at, name=name, platform=platform, holder=holder)
+            made = _grant(
+                license,
+                fingerprint,
+                by=by,
+                at=at,
+                name=name,
+                platform=platform,
+                holder=holder,
+                public_key=public_key,
+                counter=counter,
+            )
         except IntegrityError:
+            if public_key is not None and _key_elsewhere(license, fingerprint, public_key):
+                raise ActivationKeyConflict("This key is another machine's of this license.") from None
             if _live(license, fingerprint) is None and _elsewhere(license, fingerprint):
                 raise FingerprintInUse() from None
             continue  # the same machine was activated meanwhile, or let go
@@ -145,9 +171,9 @@ def rescope(*, license: License) -> None:
 def heartbeat(*, activation: Activation, at: datetime) -> Activation:
     """Note that the machine was seen. Raises `Missing` when it is deactivated, `LicenseNotUsable`."""
     _usable(activation.license, at)
-    seen = Activation.objects.filter(pk=activation.pk, deactivated_at=None).update(last_seen_at=at)
-    if not seen:
+    if activation.deactivated_at is not None:
         raise Missing("This activation has ended.")
+    stamps.seen(activation.pk, at)
     activation.last_seen_at = at
     return activation
 
@@ -170,6 +196,34 @@ def _elsewhere(license: License, fingerprint: str) -> bool:
     return live.exclude(license_id=license.pk).exists()
 
 
+def _key_elsewhere(license: License, fingerprint: str, public_key: bytes) -> bool:
+    live = Activation.objects.filter(
+        license=license, key_thumbprint=signatures.thumbprint(public_key), deactivated_at=None
+    )
+    return live.exclude(fingerprint=fingerprint).exists()
+
+
+def _register(known: Activation, public_key: bytes, counter: int, *, by: Actor, at: datetime) -> Activation:
+    """Give an activation its key, if it has none yet."""
+    thumbprint = signatures.thumbprint(public_key)
+    with transaction.atomic():
+        license = seats.lock(known.license_id)
+        row = Activation.objects.select_for_update().get(pk=known.pk)
+        if row.deactivated_at is not None:
+            raise Missing("This activation has ended.")
+        if row.key_thumbprint == thumbprint:
+            return row
+        if row.key_thumbprint:
+            raise ActivationKeyConflict()
+        if _key_elsewhere(license, row.fingerprint, public_key):
+            raise ActivationKeyConflict("This key is another machine's of this license.")
+        row.public_key, row.key_thumbprint, row.counter_floor = public_key, thumbprint, counter
+        row.save()
+        seats.touch(license.pk, at)
+        audit.record(action="activation.key_registered", by=by, on=row, at=at, after={"key_thumbprint": thumbprint})
+    return row
+
+
 def _again(row: Activation, *, name: str, platform: str, at: datetime) -> Activated:
     row.name, row.platform, row.last_seen_at = name or row.name, platform or row.platform, at
     Activation.objects.filter(pk=row.pk).update(name=row.name, platform=row.platform, last_seen_at=row.last_seen_at)
@@ -185,6 +239,8 @@ def _grant(
     name: str,
     platform: str,
     holder: str | None,
+    public_key: bytes | None,
+    counter: int,
 ) -> Activation:
     with transaction.atomic():
         taken = (
@@ -195,6 +251,8 @@ def _grant(
         row = License.objects.select_related("plan_revision").filter(pk=license.pk).first()
         if row is None:
             raise Missing("There is no such license.")
+        if taken:
+            snapshots.changed(row.pk, row.revision)
         _usable(row, at)
         seat = _seat_of(row, holder)
         if not taken:
@@ -215,13 +273,16 @@ def _grant(
             platform=platform,
             activated_at=at,
             last_seen_at=at,
+            public_key=public_key,
+            key_thumbprint=signatures.thumbprint(public_key) if public_key else "",
+            counter_floor=counter,
         )
         audit.record(
             action="activation.created",
             by=by,
             on=activation,
             at=at,
-            after={"fingerprint": fingerprint, "platform": platform},
+            after={"fingerprint": fingerprint, "platform": platform, "key_thumbprint": activation.key_thumbprint},
         )
         if row.first_activated_at is None:
             _start_clock(row, by=by, at=at)
@@ -237,7 +298,8 @@ def _seat_of(license: License, holder: str | None) -> Seat | None:
     seat = None
     if holder is not None:
         seat = Seat.objects.filter(license=license, holder=holder, released_at=None).first()
-    if license.plan_revision.seat_required and (seat is None or seat.state != SeatState.ASSIGNED):
+    terms = license.plan_revision
+    if terms.seat_required and terms.seat_kind == SeatKind.NAMED and (seat is None or seat.state != SeatState.ASSIGNED):
         raise SeatNeeded()
     return seat
 
@@ -285,6 +347,7 @@ def _give_back(license_id: UUID, count: int, at: datetime) -> None:
         revision=F("revision") + 1,
         updated_at=at,
     )
+    snapshots.changed(license_id)
 
 
 def _usable(license: License, at: datetime) -> None:

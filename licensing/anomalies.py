@@ -4,17 +4,19 @@
 raises into the request it observes, and says loudly in the log when it cannot write.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import structlog
-from django.db import DatabaseError, IntegrityError, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.models import F
 
 from licensing import audit
 from licensing.audit import Actor
+from licensing.background import Periodic
 from licensing.errors import Invalid, Refused
 from licensing.models import Anomaly
 from licensing.states import AnomalyState, Severity
@@ -66,6 +68,44 @@ def flag(
     except DatabaseError as error:
         why = error
     log.error("anomaly_not_recorded", rule=rule, object_id=object_id, error=str(why))
+
+
+_later: deque[dict[str, Any]] = deque(maxlen=10_000)
+
+
+def flag_later(**suspicion: Any) -> None:
+    """Record a suspicion off the request, as soon as the database takes it; takes what `flag` takes.
+
+    The same suspicion of the same hour waits only once.
+    """
+    hour = suspicion["at"].replace(minute=0, second=0, microsecond=0)
+    same = (suspicion["rule"], suspicion["object_id"], hour)
+    if any((other["rule"], other["object_id"], other["hour"]) == same for other in list(_later)):
+        return
+    log.warning("anomaly_waits", rule=suspicion["rule"], object_id=suspicion["object_id"])
+    _later.append({**suspicion, "hour": hour})
+    recording.wake()
+
+
+def record_waiting() -> int:
+    """Record the suspicions that wait; return how many. What the database does not take now waits on."""
+    done = 0
+    while _later:
+        suspicion = {name: value for name, value in _later[0].items() if name != "hour"}
+        try:
+            connection.ensure_connection()
+        except DatabaseError:
+            return done
+        if not connection.is_usable():
+            connection.close()
+            return done
+        flag(**suspicion)
+        _later.popleft()
+        done += 1
+    return done
+
+
+recording = Periodic("anomalies", 1.0, record_waiting, at_stop=True)
 
 
 def _kept(value: Any) -> Any:

@@ -22,7 +22,6 @@ from licensing.states import (
     EntitlementKind,
     RevisionState,
     Scheme,
-    SeatKind,
     ValidityBasis,
 )
 
@@ -44,8 +43,23 @@ TERMS = (
     "renewal_basis",
     "grace_period",
     "maintenance",
+    "require_signed_clients",
+    "outage_policy",
+    "outage_tolerance",
+    "lease_duration",
+    "offline_period",
 )
 
+_SPANS = (
+    "duration",
+    "grace_period",
+    "maintenance",
+    "churn_window",
+    "outage_tolerance",
+    "lease_duration",
+    "offline_period",
+)
+_MAY_BE_NOTHING = ("grace_period", "outage_tolerance", "offline_period")
 
 LONGEST = timedelta(days=36_525)
 MOST = 2_000_000_000
@@ -316,16 +330,14 @@ def _contradictions(row: PlanRevision) -> None:
         raise Invalid("Validity from the first activation needs a duration.", pointer="/duration")
     if row.validity_basis != ValidityBasis.FIXED_DATE and row.fixed_expires_at is not None:
         raise Invalid("A fixed date goes with validity until a fixed date.", pointer="/fixed_expires_at")
-    for name in ("duration", "grace_period", "maintenance", "churn_window"):
+    for name in _SPANS:
         value = getattr(row, name)
-        if value is not None and (value < timedelta() or (value == timedelta() and name != "grace_period")):
+        if value is not None and (value < timedelta() or (value == timedelta() and name not in _MAY_BE_NOTHING)):
             raise Invalid("A time span is longer than nothing.", pointer=f"/{name}")
         if value is not None and value > LONGEST:
             raise Invalid("A time span is at most a hundred years.", pointer=f"/{name}")
     if (row.seat_churn_limit is not None or row.activation_churn_limit is not None) and row.churn_window is None:
         raise Invalid("A churn limit needs the window it counts in.", pointer="/churn_window")
-    if row.seat_kind == SeatKind.FLOATING and row.seat_required:
-        raise Invalid("A floating seat has no named holder to require.", pointer="/seat_required")
 
 
 def _grant_all(revision: PlanRevision, grants: list[Grant], at: datetime) -> None:

@@ -7,16 +7,18 @@ that length needs no slow hash.
 import ipaddress
 import re
 import secrets
+import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, transaction
 
-from licensing import audit, crypto
+from licensing import audit, crypto, feed
 from licensing.audit import Actor
-from licensing.errors import Forbidden, Invalid, Unauthenticated
+from licensing.errors import Forbidden, Invalid, Unauthenticated, Unavailable
+from licensing.feed import Copy, Kept
 from licensing.ids import uuid7
 from licensing.models import Credential, Customer
 
@@ -28,6 +30,7 @@ _SECRET = re.compile(r"lsk_[A-Za-z0-9_-]{43}")
 SCOPES: dict[str, bool] = {
     "validate": True,
     "activations": True,
+    "leases": True,
     "licenses:read": True,
     "licenses:write": False,
     "seats:read": True,
@@ -51,9 +54,11 @@ class ScopeNotAllowed(Invalid):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: a credential (kind B) or the holder of a license key (kind L).
+    """Who calls: a credential (kind B), the holder of a license key (kind L) or an activated machine that signs its
+    requests (kind S).
 
-    `customer_id` is the tenant it is confined to; None is the vendor. `license_id` is set for kind L.
+    `customer_id` is the tenant it is confined to; None is the vendor. `license_id` is set for kinds L and S,
+    `activation_id` for S.
     """
 
     kind: str
@@ -62,6 +67,7 @@ class Caller:
     scopes: frozenset[str] = field(default_factory=frozenset)
     customer_id: UUID | None = None
     license_id: UUID | None = None
+    activation_id: UUID | None = None
     address: str | None = None
     request_id: str = ""
     is_authenticated: bool = True
@@ -70,7 +76,7 @@ class Caller:
     def actor(self) -> Actor:
         """The caller as the audit record names it."""
         return Actor(
-            kind="credential" if self.kind == "B" else "license",
+            kind={"B": "credential", "L": "license", "S": "activation"}[self.kind],
             id=self.id,
             label=self.label,
             role="vendor" if self.kind == "B" and self.customer_id is None else "",
@@ -159,8 +165,27 @@ def revoke(*, credential: Credential, by: Actor, at: datetime, reason: str = "")
         if row.revoked_at is None:
             row.revoked_at = at
             row.save()
+            feed.announce(row.pk)
             audit.record(action="credential.revoked", by=by, on=row, at=at, after={"revoked_at": at}, reason=reason)
     return row
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A credential as a process keeps it."""
+
+    id: str
+    label: str
+    scopes: frozenset[str]
+    customer_id: UUID | None
+    networks: tuple[Any, ...]
+    expires_at: datetime
+    revoked: bool
+
+
+_kept: Kept[_Known] = Kept(10_000)
+# How long one that is known goes on being known while the database is away: only validation can be asked then.
+_LAST_KNOWN_SECONDS = 3600.0
 
 
 def authenticate(secret: str, *, address: str | None, request_id: str, at: datetime) -> Caller:
@@ -169,24 +194,50 @@ def authenticate(secret: str, *, address: str | None, request_id: str, at: datet
     Raises:
         Unauthenticated: malformed, unknown, expired or revoked, always in the same words.
         Forbidden: used from an address it is not allowed from.
+        Unavailable: the database is away, and the credential was not seen lately.
     """
-    refusal = Unauthenticated("The credential is not accepted.")
-    if not _SECRET.fullmatch(secret):
-        raise refusal
-    row = Credential.objects.filter(digest__in=crypto.digests(secret.encode(), kind="credential")).first()
-    if row is None or row.revoked_at is not None or row.expires_at <= at:
-        raise refusal
-    if row.allowed_addresses and not _within(address, row.allowed_addresses):
+    known = _known(secret) if _SECRET.fullmatch(secret) else None
+    if known is None or known.revoked or known.expires_at <= at:
+        raise Unauthenticated("The credential is not accepted.")
+    if known.networks and not _within(address, known.networks):
         raise Forbidden("This credential may not be used from this address.")
     return Caller(
         kind="B",
+        id=known.id,
+        label=known.label,
+        scopes=known.scopes,
+        customer_id=known.customer_id,
+        address=address,
+        request_id=request_id,
+    )
+
+
+def _known(secret: str) -> _Known | None:
+    digests = tuple(crypto.digests(secret.encode(), kind="credential"))
+    feed.follow()
+    copy = _kept.get(digests)
+    if copy is not None:
+        return copy.value
+    read_at = time.monotonic()
+    try:
+        row = Credential.objects.filter(digest__in=digests).first()
+    except (OperationalError, InterfaceError) as error:
+        if (last := _kept.last(digests, _LAST_KNOWN_SECONDS)) is not None:
+            return last.value
+        raise Unavailable("The database is away.") from error
+    if row is None:
+        return None
+    found = _Known(
         id=str(row.pk),
         label=row.name,
         scopes=frozenset(row.scopes),
         customer_id=row.customer_id,
-        address=address,
-        request_id=request_id,
+        networks=tuple(map(ipaddress.ip_network, row.allowed_addresses)),
+        expires_at=row.expires_at,
+        revoked=row.revoked_at is not None,
     )
+    _kept.put(digests, Copy(found, found.id, 0, read_at))
+    return found
 
 
 def _network(text: str) -> str:
@@ -202,9 +253,9 @@ def _covered(network: str, maker: Credential) -> bool:
     return any(one.version == inner.version and inner.subnet_of(one) for one in outer)
 
 
-def _within(address: str | None, networks: list[str]) -> bool:
+def _within(address: str | None, networks: tuple[Any, ...]) -> bool:
     try:
         found = ipaddress.ip_address(address or "")
     except ValueError:
         return False
-    return any(found.version == network.version and found in network for network in map(ipaddress.ip_network, networks))
+    return any(found.version == network.version and found in network for network in networks)

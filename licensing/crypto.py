@@ -24,13 +24,16 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.conf import settings
 
@@ -298,6 +301,11 @@ def digests(value: bytes, *, kind: str) -> list[bytes]:
     return [_mac(key, value, kind) for key in ring().usable("digest")]
 
 
+def mac(value: bytes, *, kind: str) -> bytes:
+    """Return the 32-byte proof that `value` was said by this installation, under the primary digest key."""
+    return _mac(ring().primary("digest"), value, kind)
+
+
 def _mac(key: RingKey, value: bytes, kind: str) -> bytes:
     return hmac.digest(key.material, kind.encode() + b"\x00" + value, hashlib.sha256)
 
@@ -331,3 +339,44 @@ def jwks() -> dict[str, Any]:
             for key in ring().usable("sign")
         ]
     }
+
+
+def verify_with(public_key: bytes, message: bytes, signature: bytes) -> None:
+    """Raise `NotAuthentic` unless `signature` over `message` is by this Ed25519 key (32 bytes) of somebody else."""
+    try:
+        _public(public_key).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        raise NotAuthentic("The signature does not fit.") from None
+
+
+@lru_cache(maxsize=20_000)
+def _public(public_key: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(public_key)
+
+
+def encrypt_to(public_key: bytes, plaintext: bytes, *, typ: str, cty: str) -> str:
+    """Return `plaintext` as a compact JWE that only the holder of this X25519 key (32 bytes) opens.
+
+    `ECDH-ES` with `A256GCM`, a new key pair each time.
+    Raises `NotAuthentic` for a key of a known weak point. Source: RFC 7518 section 4.6, RFC 8037 section 3.2.
+    """
+    ephemeral = X25519PrivateKey.generate()
+    try:
+        shared = ephemeral.exchange(X25519PublicKey.from_public_bytes(public_key))
+    except ValueError:
+        raise NotAuthentic("That is no X25519 key to encrypt to.") from None
+    own = b64(ephemeral.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+    header = {
+        "alg": "ECDH-ES",
+        "enc": "A256GCM",
+        "epk": {"kty": "OKP", "crv": "X25519", "x": own},
+        "typ": typ,
+        "cty": cty,
+    }
+    protected = b64(json.dumps(header, separators=(",", ":")).encode())
+    algorithm = b"A256GCM"
+    about = len(algorithm).to_bytes(4, "big") + algorithm + bytes(8) + (256).to_bytes(4, "big")
+    key = ConcatKDFHash(SHA256(), 32, about).derive(shared)
+    nonce = os.urandom(12)
+    sealed = AESGCM(key).encrypt(nonce, plaintext, protected.encode())
+    return f"{protected}..{b64(nonce)}.{b64(sealed[:-16])}.{b64(sealed[-16:])}"

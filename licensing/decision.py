@@ -32,7 +32,10 @@ class Right(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """The frozen picture of a license that a decision is made from."""
+    """The frozen picture of a license that a decision is made from.
+
+    `lenient_seconds` is how old it may be to answer from while the database is away; None: not at all.
+    """
 
     license_id: str
     customer_id: str
@@ -55,6 +58,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     activation_limit: int | None
     activations_used: int
     entitlements: dict[str, Right]
+    floating: bool = False
+    require_signed_clients: bool = False
+    lenient_seconds: float | None = None
+    updated_at: datetime | None = None
 
     def status(self, at: datetime) -> LicenseStatus:
         return status_at(
@@ -72,14 +79,16 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class Scope(msgspec.Struct, frozen=True):
-    """What somebody asks for, with what is known about it: is that machine activated, what seat has that holder,
-    when did that version come out (None: unknown, which counts as just now)."""
+    """What somebody asks for, with what is known about it: is that machine activated, until when does (or did) its
+    last lease run, what seat has that holder, when did that version come out (None: unknown, which counts as just
+    now)."""
 
     product: str | None = None
     version: str | None = None
     version_released_at: datetime | None = None
     fingerprint: str | None = None
     fingerprint_activated: bool = False
+    leased_until: datetime | None = None
     seat_holder: str | None = None
     seat_state: str | None = None
     entitlements: tuple[str, ...] = ()
@@ -147,6 +156,11 @@ def _rules(snapshot: Snapshot | None, scope: Scope, at: datetime) -> Iterator[tu
         ),
     )
     yield VerdictCode.SEAT_REQUIRED, _seatless(snapshot, scope)
+    lapsed = snapshot.floating and scope.leased_until is not None and scope.leased_until <= at
+    yield (
+        VerdictCode.LEASE_LAPSED,
+        f"The lease of this machine lapsed at {_said(scope.leased_until)}. Check out a new one." if lapsed else None,
+    )
     missing = [key for key in scope.entitlements if key not in snapshot.entitlements]
     yield (
         VerdictCode.ENTITLEMENT_MISSING,
@@ -169,6 +183,9 @@ def _uncovered(snapshot: Snapshot, scope: Scope, at: datetime) -> str | None:
 
 
 def _seatless(snapshot: Snapshot, scope: Scope) -> str | None:
+    if snapshot.floating:
+        needs = snapshot.seat_required and scope.leased_until is None
+        return "This license is for machines with a lease; check one out first." if needs else None
     if scope.seat_state == "assigned":
         return None
     if scope.seat_holder is None:

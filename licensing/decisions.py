@@ -1,22 +1,21 @@
-"""The decision record: why a validation or another call was refused, kept 30 days, written in batches off the request.
+"""The decision record: why a validation or another call was refused, kept 30 days, written in batches.
 
-A request only puts a tuple into a bounded buffer. A daemon thread writes the buffer every second, an orderly
-stop writes the rest. When the buffer is full or the database away, what could not be kept is counted and
-flagged as an anomaly: nothing is lost in silence.
+A request only puts a row into a bounded buffer. It is written every second, and at an orderly stop. When the
+buffer is full or the database away, what could not be kept is counted and flagged as an anomaly: nothing is lost
+in silence.
 """
 
-import atexit
 import threading
-import time
 from collections import deque
 from datetime import datetime, timedelta
 from uuid import UUID
 
 import structlog
-from django.db import InterfaceError, OperationalError, close_old_connections, connection, transaction
+from django.db import InterfaceError, OperationalError, transaction
 from django.utils import timezone
 
 from licensing import anomalies
+from licensing.background import Periodic
 from licensing.models import DecisionRecord
 from licensing.states import Severity
 
@@ -31,7 +30,6 @@ _buffer: deque[DecisionRecord] = deque()
 _dropped = 0
 _lock = threading.Lock()
 _writing = threading.Lock()
-_writer: threading.Thread | None = None
 
 
 def remember(
@@ -59,7 +57,7 @@ def remember(
             _dropped += 1
             return
         _buffer.append(row)
-    _ensure_writer()
+    writing.wake()
 
 
 def flush() -> int:
@@ -122,28 +120,4 @@ def forget(*, at: datetime, limit: int = 10_000) -> int:
     return DecisionRecord.objects.filter(id__in=list(old)).delete()[0]
 
 
-def _ensure_writer() -> None:
-    global _writer
-    if _writer is None or not _writer.is_alive():  # also after a fork, where threads are gone
-        with _lock:
-            if _writer is None or not _writer.is_alive():
-                _writer = threading.Thread(target=_write_forever, name="decision-records", daemon=True)
-                _writer.start()
-
-
-def _write_forever() -> None:
-    while True:
-        time.sleep(INTERVAL_SECONDS)
-        try:
-            close_old_connections()
-            if not flush():
-                connection.close()  # an idle writer holds no connection
-        except Exception:  # the writer outlives whatever happens; the rows wait in the buffer
-            log.exception("decision_records_not_written", waiting=len(_buffer))
-
-
-@atexit.register
-def _write_the_rest() -> None:
-    if _buffer:
-        flush()
-        connection.close()
+writing = Periodic("decision-records", INTERVAL_SECONDS, flush, at_stop=True)

@@ -13,6 +13,7 @@
     ├── Missing                  there is no such thing for this caller (HTTP 404)
     ├── Unauthenticated          the caller is not known (HTTP 401)
     ├── Forbidden                the caller is known and may not (HTTP 403)
+    ├── Unavailable              what is needed to answer is away (HTTP 503), with `retry_after_seconds`
     ├── TooMany                  throttled (HTTP 429), with `retry_after_seconds`
     └── crypto.KeyRingError      the key ring lacks what is needed; never shown to clients in detail
 
@@ -74,5 +75,15 @@ class TooMany(LicensingError):
     code = "throttled"
 
     def __init__(self, detail: str = "", *, retry_after_seconds: int, **facts: object) -> None:
+        super().__init__(detail, **facts)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unavailable(LicensingError):
+    """What is needed to answer is away right now; nothing was decided."""
+
+    code = "unavailable"
+
+    def __init__(self, detail: str = "", *, retry_after_seconds: int = 1, **facts: object) -> None:
         super().__init__(detail, **facts)
         self.retry_after_seconds = retry_after_seconds

@@ -18,15 +18,37 @@ import orjson
 import structlog
 from django.conf import settings
 
-from licensing import credentials, crypto, keys, seats, throttles, tokens, validation
+from licensing import (
+    credentials,
+    crypto,
+    keys,
+    nonces,
+    seats,
+    signatures,
+    snapshots,
+    stamps,
+    throttles,
+    tokens,
+    validation,
+)
 from licensing.activations import checked
 from licensing.credentials import Caller
-from licensing.decision import Scope, Snapshot, Verdict
-from licensing.errors import Forbidden, Invalid, LicensingError, Missing, Refused, TooMany, Unauthenticated
+from licensing.decision import Scope, Snapshot
+from licensing.errors import (
+    Forbidden,
+    Invalid,
+    LicensingError,
+    Missing,
+    Refused,
+    TooMany,
+    Unauthenticated,
+    Unavailable,
+)
 from licensing.idempotency import KeyReused
 from licensing.ids import uuid7
-from licensing.models import LicenseKey
+from licensing.snapshots import Found, Machine
 from licensing.throttles import Allowed
+from licensing.validation import Validated
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +56,9 @@ TOKEN_LIFE = timedelta(hours=24)
 REFUSAL_LIFE = timedelta(minutes=5)
 LONGEST_BODY = 1_048_576
 NONCE = re.compile(r"[A-Za-z0-9_-]{22,128}")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+TOKEN_REUSED = timedelta(minutes=10)
+_CLIENT_SCOPES = frozenset({"validate", "activations", "leases"})
 _PROBLEMS = "urn:licentia:problem:"
 
 
@@ -74,6 +99,18 @@ class UnknownField(Malformed):
     code = "unknown_field"
 
 
+class SignedClientRequired(Forbidden):
+    """This license is used by machines that sign their requests; its key only activates them."""
+
+    code = "signed_client_required"
+
+
+class ProofRequired(Invalid):
+    """A public_key is registered by a request that the key itself has signed."""
+
+    code = "proof_of_possession_required"
+
+
 class TooLarge(LicensingError):
     """The body is larger than 1 MiB."""
 
@@ -112,56 +149,70 @@ def identify(request: Request, at: datetime) -> tuple[Caller, Allowed]:
         NonceRequired: a license key without a nonce to bind the answer to.
         TooMany: this caller, or this address after failures, calls too often.
         Forbidden: a credential from an address it is not allowed from.
+        SignedClientRequired: a license key, where its plan revision lets it do no more than activate machines.
+        Unavailable: what is needed to know is away.
     """
-    scheme, secret = _authorization(request)
+    scheme, secret = _credentials(request)
+    if scheme == "signature":
+        found, machine, allowed = _machine(request, Scope(), at)
+        snapshot = found.picture.snapshot
+        return _caller(request, "S", snapshot, id=machine.id, label="machine", activation_id=UUID(machine.id)), allowed
     if scheme == "bearer":
-        try:
-            caller = credentials.authenticate(secret, address=request.address, request_id=request.request_id, at=at)
-        except Unauthenticated:
-            _failed(request)
-            raise
-        return caller, _within("credential", caller.id)
+        return _server(request, secret, at)
     digests = _key_digests(request, secret)
     allowed = _within("license", digests[0].hex()[:32])
-    found = (
-        LicenseKey.objects.filter(digest__in=digests, retired_at=None)
-        .values_list("license_id", "license__customer_id", "last5")
-        .first()
-    )
-    if found is None:
-        _failed(request)
-        raise Unauthenticated("The license key is not accepted.")
-    license_id, customer_id, last5 = found
-    caller = Caller(
-        kind="L",
-        id=str(license_id),
-        label=f"key …{last5}",
-        scopes=frozenset({"validate", "activations"}),
-        customer_id=customer_id,
-        license_id=license_id,
+    holding = _held_key(request, digests, Scope())
+    if holding.picture.snapshot.require_signed_clients and not _activates(request):
+        raise SignedClientRequired()
+    snapshot = holding.picture.snapshot
+    return _caller(request, "L", snapshot, id=snapshot.license_id, label=f"key …{secret[-5:].upper()}"), allowed
+
+
+def _activates(request: Request) -> bool:
+    return request.method == "POST" and request.target.partition("?")[0] == f"{settings.PUBLIC_URL}/api/v1/activations"
+
+
+def _caller(request: Request, kind: str, snapshot: Snapshot, **more: Any) -> Caller:
+    return Caller(
+        kind=kind,
+        scopes=_CLIENT_SCOPES,
+        customer_id=UUID(snapshot.customer_id),
+        license_id=UUID(snapshot.license_id),
         address=request.address,
         request_id=request.request_id,
+        **more,
     )
-    return caller, allowed
 
 
-def _authorization(request: Request) -> tuple[str, str]:
-    address_blocked = throttles.throttle("address").blocked_for(request.address or "")
+def _credentials(request: Request) -> tuple[str, str]:
+    """Return how the caller says who it is: `bearer` or `license` with the secret, or `signature`."""
+    address_blocked = throttles.throttle("address").blocked_for(throttles.origin(request.address))
     if address_blocked:
         raise TooMany("Too many failures from this address.", retry_after_seconds=address_blocked)
     nonce = request.headers.get("x-licentia-nonce")
     if nonce is not None and not NONCE.fullmatch(nonce):
         raise NonceRequired("x-licentia-nonce has 22 to 128 characters of A-Z a-z 0-9 _ -")
-    scheme, _, secret = request.headers.get("authorization", "").strip().partition(" ")
+    authorization = request.headers.get("authorization")
+    if authorization is None and signatures.is_signed(request.headers):
+        return "signature", ""
+    scheme, _, secret = (authorization or "").strip().partition(" ")
     if scheme.lower() not in ("bearer", "license") or not secret.strip():
         _failed(request)
         raise Unauthenticated("Send an Authorization header: Bearer lsk_… or License LIC1-…")
     return scheme.lower(), secret.strip()
 
 
+def _server(request: Request, secret: str, at: datetime) -> tuple[Caller, Allowed]:
+    try:
+        caller = credentials.authenticate(secret, address=request.address, request_id=request.request_id, at=at)
+    except Unauthenticated:
+        _failed(request)
+        raise
+    return caller, _within("credential", caller.id)
+
+
 def _key_digests(request: Request, secret: str) -> list[bytes]:
-    nonce = request.headers.get("x-licentia-nonce")
-    if nonce is None or not NONCE.fullmatch(nonce):
+    if request.headers.get("x-licentia-nonce") is None:
         raise NonceRequired()
     try:
         return keys.digests(secret)
@@ -172,8 +223,60 @@ def _key_digests(request: Request, secret: str) -> list[bytes]:
         raise mistyped from None
 
 
+def _held_key(request: Request, digests: list[bytes], scope: Scope) -> Found:
+    found = snapshots.by_key(digests, scope)
+    if found is None:
+        _failed(request)
+        raise Unauthenticated("The license key is not accepted.")
+    return found
+
+
+def _machine(request: Request, scope: Scope, at: datetime) -> tuple[Found, Machine, Allowed]:
+    """Return the license of the activated machine that signed the request: its signature fits, and neither its nonce
+    nor its counter was ever used before."""
+    try:
+        signed = signatures.parse(
+            method=request.method, target=request.target, headers=request.headers, body=request.body, at=at
+        )
+        found = snapshots.by_machine(signed.keyid, scope) if _UUID.fullmatch(signed.keyid) else None
+        machine = found.picture.machine if found else None
+        if found is None or machine is None or not machine.active or not machine.public_key:
+            raise Unauthenticated("The signature is not accepted.")
+        signatures.verify(signed, machine.public_key)
+    except Unauthenticated:
+        _failed(request)
+        raise
+    allowed = _within("license", machine.id)
+    nonces.accept(activation_id=UUID(machine.id), nonce=signed.nonce, counter=signed.counter, at=at)
+    stamps.seen(UUID(machine.id), at)
+    return found, machine, allowed
+
+
+def proof_of_possession(request: Request, jwk: Mapping[str, Any] | None, at: datetime) -> dict[str, Any]:
+    """Return the key a machine registers, with the counter of this request, which that key has signed; nothing where
+    there is no key.
+
+    Raises:
+        Invalid: it is no Ed25519 public key.
+        ProofRequired: the request is not signed, or not under the key's thumbprint.
+        Unauthenticated: the signature does not fit.
+    """
+    if jwk is None:
+        return {}
+    public_key = signatures.public_key_of(jwk)
+    if not signatures.is_signed(request.headers):
+        raise ProofRequired()
+    signed = signatures.parse(
+        method=request.method, target=request.target, headers=request.headers, body=request.body, at=at
+    )
+    if signed.keyid != signatures.thumbprint(public_key):
+        raise ProofRequired("The keyid of the signature is the RFC 7638 thumbprint of the key.")
+    signatures.verify(signed, public_key)
+    return {"public_key": public_key, "counter": signed.counter}
+
+
 def _failed(request: Request) -> None:
-    throttles.throttle("address").penalize(request.address or "")
+    throttles.throttle("address").penalize(throttles.origin(request.address))
 
 
 def _within(kind: str, caller: str) -> Allowed:
@@ -190,46 +293,53 @@ def validate(request: Request, at: datetime) -> Answer:
     """Answer POST /validate: 200 with a verdict for every known caller, else a problem. Not signed yet."""
     allowed: Allowed | None = None
     try:
-        scheme, secret = _authorization(request)
-        if scheme == "license":
-            digests = _key_digests(request, secret)
-            allowed = _within("license", digests[0].hex()[:32])
-            body = _body(request)
-            if body.license_key is not None:
-                raise Malformed("The license is the one of the Authorization header.", pointer="/license_key")
-            try:
-                validated = validation.by_key_holder(
-                    key_digests=digests,
-                    scope=_scope(body),
-                    request_id=request.request_id,
-                    at=at,
-                )
-            except Unauthenticated:
-                _failed(request)
-                raise
-            own = validated.snapshot.license_id if validated.snapshot else None
-            if body.license is not None and str(body.license) != own:
-                raise Missing("There is no such thing.")
-        else:
-            caller, allowed = identify(request, at)
+        scheme, secret = _credentials(request)
+        if scheme == "bearer":
+            caller, allowed = _server(request, secret, at)
             if "validate" not in caller.scopes:
                 raise Forbidden("This credential lacks the scope 'validate'.")
             body = _body(request)
             if body.license_key is None and body.license is None:
                 raise Malformed("Say which license: license_key or license.", pointer="/license_key")
             validated = validation.by_credential(
-                caller=caller,
-                license_key=body.license_key,
-                license_id=body.license,
-                scope=_scope(body),
-                at=at,
+                caller=caller, license_key=body.license_key, license_id=body.license, scope=_scope(body), at=at
             )
+        elif scheme == "license":
+            digests = _key_digests(request, secret)
+            allowed = _within("license", digests[0].hex()[:32])
+            body = _own_body(request)
+            scope = _scope(body)
+            found = _held_key(request, digests, scope)
+            if found.picture.snapshot.require_signed_clients or found.picture.facts.keyed:
+                raise SignedClientRequired()
+            validated = validation.by_key_holder(
+                found=found, key_digests=digests, scope=scope, request_id=request.request_id, at=at
+            )
+        else:
+            body = _own_body(request)
+            scope = _scope(body)
+            found, machine, allowed = _machine(request, scope, at)
+            validated = validation.by_machine(
+                found=found, machine=machine, scope=scope, request_id=request.request_id, at=at
+            )
+        own = validated.snapshot.license_id if validated.snapshot else None
+        if scheme != "bearer" and body.license is not None and str(body.license) != own:
+            raise Missing("There is no such thing.")
     except LicensingError as error:
         answer = problem(error, request_id=request.request_id)
         return answer if allowed is None else Answer(answer.status, answer.body, rate_headers(allowed) | answer.headers)
-    answer = Answer(200, _said(validated.verdict, validated.snapshot, body, at), {"content-type": "application/json"})
+    if validated.activation_id is not None and scheme != "signature":
+        stamps.seen(UUID(validated.activation_id), at)
+    answer = Answer(200, _answer(validated, body, at), {"content-type": "application/json"})
     answer.headers |= rate_headers(allowed)
     return answer
+
+
+def _own_body(request: Request) -> ValidateBody:
+    body = _body(request)
+    if body.license_key is not None:
+        raise Malformed("The license is the caller's own.", pointer="/license_key")
+    return body
 
 
 def _body(request: Request) -> ValidateBody:
@@ -285,22 +395,55 @@ def _scope(body: ValidateBody) -> Scope:
     )
 
 
-def _said(verdict: Verdict, snapshot: Snapshot | None, body: ValidateBody, at: datetime) -> bytes:
-    end = at + (TOKEN_LIFE if verdict.valid else REFUSAL_LIFE)
-    if verdict.valid and snapshot is not None and (until := snapshot.usable_until()) is not None:
-        end = min(end, until)
-    shown = None
-    if snapshot is not None and snapshot.issued:
-        shown = {
-            "id": snapshot.license_id,
-            "plan": snapshot.plan,
-            "scheme": snapshot.scheme,
-            "status": str(snapshot.status(at)),
-            "expires_at": instant(snapshot.expires_at),
-            "grace_until": instant(snapshot.grace_until),
-            "seats": {"limit": snapshot.seat_limit, "used": snapshot.seats_used},
-            "entitlements": {key: right.shown() for key, right in snapshot.entitlements.items()},
+class _Said(msgspec.Struct, frozen=True):
+    """What is said of a license, as JSON, and the same as a signed statement: said again while nothing has changed."""
+
+    license: orjson.Fragment | None
+    token: str
+    end: datetime
+    until: datetime
+
+
+_said_lately: dict[tuple[Any, ...], _Said] = {}
+
+
+def _answer(validated: Validated, body: ValidateBody, at: datetime) -> bytes:
+    verdict = validated.verdict
+    said = _said(validated, body, at)
+    return orjson.dumps(
+        {
+            "valid": verdict.valid,
+            "code": verdict.code.value,
+            "detail": verdict.detail,
+            "license": said.license,
+            "checked_at": instant(at),
+            "fresh_until": instant(at + (said.end - at) / 2 if verdict.valid else at),
+            "degraded": validated.degraded_seconds is not None,
+            "token": said.token,
         }
+    )
+
+
+def _said(validated: Validated, body: ValidateBody, at: datetime) -> _Said:
+    """Return what is said of the license and the statement of it; the same for a while, if it would say the same."""
+    verdict, snapshot = validated.verdict, validated.snapshot
+    key = None
+    if verdict.valid and snapshot and validated.degraded_seconds is None:
+        kid = crypto.ring().primary("sign").kid
+        key = (kid, snapshot.license_id, snapshot.revision, body.fingerprint, verdict.code)
+        known = _said_lately.get(key)
+        if known is not None and at < known.until:
+            return known
+    until = at + TOKEN_REUSED
+    end = at + (TOKEN_LIFE if verdict.valid else REFUSAL_LIFE)
+    if verdict.valid and snapshot is not None and (usable := snapshot.usable_until()) is not None:
+        end = min(end, usable)
+        until = min(until, snapshot.expires_at or until, at + (end - at) / 2)
+    if validated.degraded_seconds is not None and snapshot is not None:
+        # Nothing said without the database outlives what the plan revision tolerates.
+        left = (snapshot.lenient_seconds or 0.0) - validated.degraded_seconds
+        end = min(end, at + timedelta(seconds=max(left, 0.0)))
+    shown = _shown(snapshot, at) if snapshot is not None and snapshot.issued else None
     claims: dict[str, Any] = {
         "iss": settings.PUBLIC_URL,
         "aud": snapshot.product if shown and snapshot else body.product or "",
@@ -310,24 +453,36 @@ def _said(verdict: Verdict, snapshot: Snapshot | None, body: ValidateBody, at: d
         "nbf": int(at.timestamp()),
         "exp": int(end.timestamp()),
         "ver": 1,
+        "rev": snapshot.revision if shown and snapshot else 0,
         "valid": verdict.valid,
-        "code": str(verdict.code),
+        "code": verdict.code.value,
         "terms": shown,
     }
     if body.fingerprint is not None:
         claims["fingerprint"] = body.fingerprint
-    return orjson.dumps(
-        {
-            "valid": verdict.valid,
-            "code": str(verdict.code),
-            "detail": verdict.detail,
-            "license": shown,
-            "checked_at": instant(at),
-            "fresh_until": instant(at + (end - at) / 2 if verdict.valid else at),
-            "degraded": False,
-            "token": tokens.sign(claims),
-        }
-    )
+    if validated.degraded_seconds is not None:
+        claims["degraded"] = True
+    license = orjson.Fragment(orjson.dumps(shown)) if shown else None
+    made = _Said(license, tokens.sign(claims), end, until)
+    if key is not None:
+        if len(_said_lately) >= snapshots.CAPACITY:
+            for oldest in list(_said_lately)[: snapshots.CAPACITY // 20]:
+                _said_lately.pop(oldest, None)
+        _said_lately[key] = made
+    return made
+
+
+def _shown(snapshot: Snapshot, at: datetime) -> dict[str, Any]:
+    return {
+        "id": snapshot.license_id,
+        "plan": snapshot.plan,
+        "scheme": snapshot.scheme,
+        "status": snapshot.status(at).value,
+        "expires_at": instant(snapshot.expires_at),
+        "grace_until": instant(snapshot.grace_until),
+        "seats": {"limit": snapshot.seat_limit, "used": snapshot.seats_used},
+        "entitlements": {key: right.shown() for key, right in snapshot.entitlements.items()},
+    }
 
 
 def instant(value: datetime | None) -> str | None:
@@ -348,6 +503,7 @@ _STATUS: tuple[tuple[type[LicensingError], int, str], ...] = (
     (Missing, 404, "Not found"),
     (Refused, 409, "Refused"),
     (TooMany, 429, "Too many requests"),
+    (Unavailable, 503, "Unavailable"),
 )
 
 
@@ -358,10 +514,16 @@ def problem(error: LicensingError, *, request_id: str) -> Answer:
         return problem_of(500, "internal_error", "Internal error", "Something went wrong here.", request_id)
     status, title = found
     errors = None
+    more: dict[str, Any] = {}
+    again = error.facts.get("retry_after_seconds") if isinstance(error, Refused) else None
+    if again is not None:
+        more["retry_after"] = again
     if isinstance(error, Invalid) and error.pointer:
         errors = [{"pointer": error.pointer, "code": error.code, "detail": error.detail}]
-    answer = problem_of(status, error.code, title, error.detail, request_id, errors)
-    if isinstance(error, TooMany):
+    answer = problem_of(status, error.code, title, error.detail, request_id, errors, more)
+    if again is not None:
+        answer.headers["retry-after"] = str(again)
+    if isinstance(error, TooMany | Unavailable):
         answer.headers["retry-after"] = str(error.retry_after_seconds)
         allowed = error.facts.get("allowed")
         if isinstance(allowed, Allowed):
@@ -378,8 +540,9 @@ def problem_of(
     detail: str,
     request_id: str,
     errors: list[dict[str, str]] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> Answer:
-    """Return a problem in our one shape."""
+    """Return a problem in our one shape, with members of its own in `more`."""
     body: dict[str, Any] = {
         "type": _PROBLEMS + code,
         "title": title,
@@ -388,6 +551,7 @@ def problem_of(
         "code": code,
         "request_id": request_id,
         "errors": errors or [],
+        **(more or {}),
     }
     return Answer(status, orjson.dumps(body), {"content-type": "application/problem+json"})
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from django.db import transaction
 
-from licensing import audit, crypto
+from licensing import audit, crypto, snapshots
 from licensing.audit import Actor
 from licensing.crypto import Place
 from licensing.errors import Invalid, Missing
@@ -76,6 +76,7 @@ def rotate(*, license: License, by: Actor, reason: str, at: datetime) -> str:
         locked.revision += 1
         locked.updated_at = at
         locked.save()
+        snapshots.changed(locked.pk, locked.revision)
         audit.record(
             action="key.rotated",
             by=by,

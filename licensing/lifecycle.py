@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.db import IntegrityError, transaction
 
-from licensing import activations, audit, keyformat, keys, notices, schemes, seats
+from licensing import activations, audit, keyformat, keys, notices, schemes, seats, snapshots
 from licensing.audit import Actor
 from licensing.catalog import LONGEST, MOST
 from licensing.errors import Invalid, Refused
@@ -131,7 +131,9 @@ def issue_prepared(*, license: License, by: Actor, at: datetime, reason: str = "
             _expire_at(row, _first_expiry(terms, at) if derived else row.expires_at)
         row.issued_at = at
         _settle(row, at)
+        row.revision += 1
         row.save()
+        snapshots.changed(row.pk, row.revision)
         schemes.open_term(license=row, plan_revision=row.plan_revision, starts_at=row.starts_at, reason="issued", at=at)
         key = keys.create(license=row, at=at)
         audit.record(
@@ -247,8 +249,8 @@ def revoke(*, license: License, by: Actor, at: datetime, reason: str) -> License
 
 
 def transfer(*, license: License, to: Customer, by: Actor, at: datetime, reason: str) -> License:
-    """Give the license to another customer: its seats and machines are let go and its key is replaced, so that
-    nothing of the former customer's still works.
+    """Give the license to another customer: its seats and machines are let go and its key is replaced,
+    so that nothing of the former customer's still works.
 
     Raises:
         Refused: the customer has it already.
@@ -362,6 +364,7 @@ def pass_time(*, license_id: UUID, by: Actor, at: datetime) -> int:
         row.revision += 1
         row.updated_at = at
         row.save()
+        snapshots.changed(row.pk, row.revision)
     return passed
 
 
@@ -393,6 +396,7 @@ def _save(
     row.revision += 1
     row.updated_at = at
     row.save()
+    snapshots.changed(row.pk, row.revision)
     old, new = audit.differences(before, {**_facts(row), **more})
     audit.record(action=action, by=by, on=row, at=at, before=old, after=new, reason=reason)
     return row

@@ -17,7 +17,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Greatest
 
-from licensing import audit
+from licensing import audit, snapshots
 from licensing.audit import Actor
 from licensing.errors import Invalid, Missing, Refused
 from licensing.models import License, Seat
@@ -205,6 +205,23 @@ def lock(license_id: UUID) -> License:
     return License.objects.select_for_update(of=("self",)).select_related("plan_revision").get(pk=license_id)
 
 
+def take(license_id: UUID, at: datetime) -> tuple[License, bool]:
+    """Take one unit of the license's seats, named or floating, in the caller's transaction; return the license, and
+    whether there was one to take. If there was, the license is locked from here on. Raises `Missing`."""
+    taken = (
+        License.objects.filter(pk=license_id)
+        .filter(Q(seats_ceiling=None) | Q(seats_used__lt=F("seats_ceiling")))
+        .update(seats_used=F("seats_used") + 1, revision=F("revision") + 1, updated_at=at)
+    )
+    # The update, if it moved, holds the row's lock: what is read from here on cannot change.
+    row = License.objects.select_related("plan_revision").filter(pk=license_id).first()
+    if row is None:
+        raise Missing("There is no such license.")
+    if taken:
+        snapshots.changed(row.pk, row.revision)
+    return row, bool(taken)
+
+
 def give_back(license_id: UUID, count: int, at: datetime) -> None:
     """Lower the license's use by `count`; a ceiling above the limit falls with it."""
     License.objects.filter(pk=license_id).update(
@@ -216,11 +233,13 @@ def give_back(license_id: UUID, count: int, at: datetime) -> None:
         revision=F("revision") + 1,
         updated_at=at,
     )
+    snapshots.changed(license_id)
 
 
 def touch(license_id: UUID, at: datetime) -> None:
     """Say that what a snapshot of the license shows has changed."""
     License.objects.filter(pk=license_id).update(revision=F("revision") + 1, updated_at=at)
+    snapshots.changed(license_id)
 
 
 def _live(license: License, holder: str) -> Seat | None:
@@ -229,15 +248,7 @@ def _live(license: License, holder: str) -> Seat | None:
 
 def _grant(license: License, holder: str, state: SeatState, *, by: Actor, at: datetime) -> Seat:
     with transaction.atomic():
-        taken = (
-            License.objects.filter(pk=license.pk)
-            .filter(Q(seats_ceiling=None) | Q(seats_used__lt=F("seats_ceiling")))
-            .update(seats_used=F("seats_used") + 1, revision=F("revision") + 1, updated_at=at)
-        )
-        # The update, if it moved, holds the row's lock: what is read from here on cannot change.
-        row = License.objects.select_related("plan_revision").filter(pk=license.pk).first()
-        if row is None:
-            raise Missing("There is no such license.")
+        row, taken = take(license.pk, at)
         _usable(row, at)
         if row.plan_revision.seat_kind != SeatKind.NAMED:
             raise SeatsNotNamed()

@@ -60,6 +60,13 @@ class FingerprintScope(TextChoices):
     PRODUCT = "product", "on one license of the product"
 
 
+class OutagePolicy(TextChoices):
+    """What a validation is answered while the database is away: nothing, or the last known state, marked so."""
+
+    STRICT = "strict"
+    LENIENT = "lenient"
+
+
 class EntitlementKind(TextChoices):
     FLAG = "flag", "on/off"
     VALUE = "value", "fixed value"

@@ -13,7 +13,7 @@ import structlog
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F
 
-from licensing import anomalies, audit, decisions, idempotency, keyformat, lifecycle, notices, outbox
+from licensing import anomalies, audit, decisions, idempotency, keyformat, lifecycle, nonces, notices, outbox
 from licensing.models import JobState, License
 from licensing.states import Severity
 
@@ -148,7 +148,15 @@ def _forget(at: datetime) -> tuple[int, int]:
     return done, 0
 
 
+def _forget_nonces(at: datetime) -> tuple[int, int]:
+    done = 0
+    while gone := nonces.forget(at=at):
+        done += gone
+    return done, 0
+
+
 EXPIRATION = Job("expiration-sweep", timedelta(seconds=30), _expire, _expiry_lag)
 OUTBOX = Job("outbox-relay", timedelta(seconds=10), _relay, lambda at: outbox.lag(at=at))
 RETENTION = Job("retention", timedelta(days=1), _forget, lambda at: timedelta())
-JOBS = (EXPIRATION, OUTBOX, RETENTION)
+NONCES = Job("nonces", timedelta(minutes=1), _forget_nonces, lambda at: timedelta())
+JOBS = (EXPIRATION, OUTBOX, RETENTION, NONCES)

@@ -21,6 +21,12 @@ def relay_outbox() -> int:
     return sweeps.run(sweeps.OUTBOX, at=timezone.now())
 
 
+@shared_task(name="licensing.forget_nonces")
+def forget_nonces() -> int:
+    """Delete the nonces that no acceptance can reach back to."""
+    return sweeps.run(sweeps.NONCES, at=timezone.now())
+
+
 @shared_task(name="licensing.apply_retention")
 def apply_retention() -> int:
     """Delete what is kept for a time only."""

@@ -1,9 +1,12 @@
-"""How often somebody may call: a token bucket per caller, in Redis when there is one, else in this process.
+"""How often somebody may call: a token bucket per caller, counted in this process and settled through Redis.
 
-Redis away is not "no limit": a bucket in the process takes over. Each process then counts alone, so a caller
-may get its rate once per web process, never an unlimited one.
+A call costs no round trip. Several times a second each process tells Redis what callers of some appetite took, and
+hears what they took elsewhere: between two settlements every process may let a caller through once more than it would
+have, and no further. Redis away is not "no limit": each process then counts alone, so a caller may get its rate
+once per web process.
 """
 
+import ipaddress
 import math
 import threading
 import time
@@ -14,20 +17,30 @@ import redis
 import structlog
 from django.conf import settings
 
+from licensing import feed
+from licensing.background import Periodic
+
 log = structlog.get_logger(__name__)
 
-# Generic cell rate: one number per caller, the instant at which its bucket is full again.
-_SCRIPT = """
+SETTLED_SECONDS = 0.2
+_AT_ONCE = 500
+
+# Generic cell rate: one number per caller, the instant at which its bucket is full again. ARGV: the rate, then how many
+# were taken by each caller. Returns for each in how many milliseconds its bucket is full.
+_SETTLE = feed.Script("""
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
-local full = tonumber(redis.call('GET', KEYS[1]) or now)
-if full < now then full = now end
-local next = full + 1 / ARGV[1]
-local wait = next - now - ARGV[2] / ARGV[1]
-if wait > 0 then return {0, tostring(wait), 0} end
-redis.call('SET', KEYS[1], tostring(next), 'PX', math.ceil((next - now) * 1000) + 1000)
-return {1, '0', math.floor((ARGV[2] / ARGV[1] - (next - now)) * ARGV[1])}
-"""
+local answers = {}
+for i, key in ipairs(KEYS) do
+  local full = tonumber(redis.call('GET', key) or now)
+  if full < now then full = now end
+  full = full + ARGV[i + 1] / ARGV[1]
+  local left = math.ceil((full - now) * 1000)
+  redis.call('SET', key, string.format('%.6f', full), 'PX', left + 1000)
+  answers[i] = left
+end
+return answers
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +60,12 @@ class Throttle:
     def __init__(self, kind: str, rate: float, burst: int) -> None:
         self.kind, self.rate, self.burst = kind, rate, burst
         self._full: dict[str, float] = {}
+        self._taken: dict[str, int] = {}
         self._blocked: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._redis_again_at = 0.0
 
     def take(self, caller: str) -> Allowed:
         """Take one token of `caller`'s bucket."""
-        client = _redis()
-        if client is not None and time.monotonic() >= self._redis_again_at:
-            try:
-                ok, wait, remaining = client[1](
-                    keys=[f"{settings.REDIS_KEY_PREFIX}:throttle:{self.kind}:{caller}"],
-                    args=[self.rate, self.burst],
-                )
-                return self._answer(bool(ok), float(wait), int(remaining))
-            except redis.RedisError as error:
-                self._redis_again_at = time.monotonic() + 1.0
-                log.error("throttle_without_redis", kind=self.kind, error=str(error))
-        return self._take_here(caller)
-
-    def _take_here(self, caller: str) -> Allowed:
         now = time.monotonic()
         with self._lock:
             if len(self._full) > 100_000:
@@ -74,19 +73,54 @@ class Throttle:
             following = max(self._full.get(caller, now), now) + 1 / self.rate
             wait = following - now - self.burst / self.rate
             if wait > 0:
-                return self._answer(False, wait, 0)
+                return self._answer(0, math.ceil(wait))
             self._full[caller] = following
-        return self._answer(True, 0.0, int((self.burst / self.rate - (following - now)) * self.rate))
+            if settings.REDIS_URL:
+                self._taken[caller] = self._taken.get(caller, 0) + 1
+                _settling.wake()
+        return self._answer(int(self.burst - (following - now) * self.rate), 0)
 
-    def _answer(self, ok: bool, wait: float, remaining: int) -> Allowed:
+    def _answer(self, remaining: int, wait_seconds: int) -> Allowed:
         remaining = max(remaining, 0)
         return Allowed(
             limit=self.burst,
             remaining=remaining,
-            wait_seconds=0 if ok else max(math.ceil(wait), 1),
+            wait_seconds=wait_seconds,
             reset_seconds=math.ceil((self.burst - remaining) / self.rate),
             window_seconds=math.ceil(self.burst / self.rate),
         )
+
+    def settle(self) -> int:
+        """Tell Redis what was taken here, and learn what was taken elsewhere; return how many callers it was about.
+
+        Raises:
+            redis.RedisError: it is away; what was taken is told next time.
+        """
+        now = time.monotonic()
+        with self._lock:
+            # Whoever is far from any limit is nobody's business elsewhere: their bucket fills again by itself.
+            hungry = {
+                caller: count
+                for caller, count in self._taken.items()
+                if count > 1 or (self._full.get(caller, now) - now) * self.rate > self.burst / 4
+            }
+            self._taken = {}
+        callers = list(hungry)
+        for start in range(0, len(callers), _AT_ONCE):
+            some = callers[start : start + _AT_ONCE]
+            keys = [f"{settings.REDIS_KEY_PREFIX}:throttle:{self.kind}:{caller}" for caller in some]
+            try:
+                answers = _SETTLE(keys, self.rate, *(hungry[caller] for caller in some))
+            except redis.RedisError:
+                with self._lock:
+                    for caller in callers[start:]:
+                        self._taken[caller] = self._taken.get(caller, 0) + hungry[caller]
+                raise
+            now = time.monotonic()
+            with self._lock:
+                for caller, left_ms in zip(some, answers, strict=True):
+                    self._full[caller] = max(self._full.get(caller, now), now + left_ms / 1000)
+        return len(callers)
 
     def penalize(self, caller: str) -> None:
         """Take a token for a failure; once there is none left, `blocked_for` says so in this process."""
@@ -110,29 +144,44 @@ class Throttle:
         """Forget every bucket kept in this process."""
         with self._lock:
             self._full.clear()
+            self._taken.clear()
             self._blocked.clear()
 
 
 _throttles: dict[str, Throttle] = {}
-_client: tuple[Any, Any] | None = None
 
 
 def throttle(kind: str) -> Throttle:
     """Return the throttle of a kind named in settings.THROTTLES: address, license or credential."""
     found = _throttles.get(kind)
     rate, burst = settings.THROTTLES[kind]
-    if found is None or (found.rate, found.burst) != (rate, burst):
+    if found is None or found.rate != rate or found.burst != burst:
         found = _throttles[kind] = Throttle(kind, rate, burst)
     return found
 
 
-def _redis() -> tuple[Any, Any] | None:
-    global _client
-    if not settings.REDIS_URL:
-        return None
-    if _client is None:
-        connection = redis.Redis.from_url(
-            settings.REDIS_URL, socket_timeout=0.05, socket_connect_timeout=0.05, retry=None
-        )
-        _client = (connection, connection.register_script(_SCRIPT))
-    return _client
+def settle() -> int:
+    """Settle every throttle of this process; return how many callers it was about. Redis away: they count alone."""
+    done = 0
+    try:
+        for each in list(_throttles.values()):
+            done += each.settle()
+    except redis.RedisError as error:
+        log.warning("throttles_count_alone", error=type(error).__name__)
+    return done
+
+
+_settling = Periodic("throttles", SETTLED_SECONDS, settle)
+
+
+def origin(address: str | None) -> str:
+    """Return what an address is counted as: itself, or the /64 of an IPv6 one, which is one customer's line."""
+    if address is None or ":" not in address:
+        return address or ""
+    try:
+        found: Any = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))

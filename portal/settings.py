@@ -206,6 +206,7 @@ else:
 CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     "expiration-sweep": {"task": "licensing.sweep", "schedule": 30.0, "options": {"expires": 60}},
     "outbox-relay": {"task": "licensing.relay_outbox", "schedule": 10.0, "options": {"expires": 30}},
+    "nonces": {"task": "licensing.forget_nonces", "schedule": 60.0, "options": {"expires": 60}},
     "retention": {
         "task": "licensing.apply_retention",
         "schedule": crontab(minute="17", hour="3"),

@@ -123,6 +123,8 @@ class Scanner:
         for key in client.scan_iter(count=1_000):
             self.look_at_value(key, "redis key")
             kind = client.type(key).decode()
+            if kind == "none":
+                continue  # it ran out meanwhile
             reads = {
                 "string": lambda key: client.get(key),
                 "hash": lambda key: client.hgetall(key),

@@ -7,7 +7,8 @@ import pytest
 from django.db import connections
 from django.test import TransactionTestCase
 
-from licensing import decisions, guards, throttles
+from licensing import anomalies, decisions, feed, guards, nonces, snapshots, stamps, throttles, validation
+from licensing.background import Periodic
 
 _flush = TransactionTestCase._fixture_teardown
 
@@ -31,10 +32,23 @@ TransactionTestCase._fixture_teardown = _flush_unguarded  # type: ignore[method-
 
 @pytest.fixture(autouse=True)
 def _nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No bucket is half empty and no refusal buffered from the test before, and none written behind its back: a test
-    flushes the buffer itself, or lets the writer loose (`writer`)."""
-    monkeypatch.setattr(decisions, "_ensure_writer", lambda: None)
+    """No bucket is half empty, no copy kept and no refusal buffered from the test before, and nothing written behind a
+    test's back: it flushes buffers itself, or lets the threads loose (`loose`)."""
+    monkeypatch.setattr(Periodic, "wake", lambda self: None)
     for kind in ("address", "license", "credential"):
         throttles.throttle(kind).clear()
+    feed.forget()
+    monkeypatch.setattr(snapshots, "_database_again_at", 0.0)
+    monkeypatch.setattr(nonces, "_memory", nonces._Memory())
     yield
-    decisions._buffer.clear()
+    for buffer in (decisions._buffer, anomalies._later, validation._again, stamps._waiting):
+        buffer.clear()
+
+
+_wake = Periodic.wake
+
+
+@pytest.fixture
+def loose(_nothing_left_over: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the background threads of this process run."""
+    monkeypatch.setattr(Periodic, "wake", _wake)

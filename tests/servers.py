@@ -611,6 +611,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="what the tests run on (default: postgres)",
     )
     group.addoption(
+        "--door",
+        choices=("fast", "django"),
+        default=None,
+        help="by which door API tests call (default: by the fast one on SQLite, by Django's on PostgreSQL)",
+    )
+    group.addoption(
         "--postgres",
         choices=("machine", "wheel"),
         default=None,

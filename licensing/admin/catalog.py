@@ -188,6 +188,18 @@ class PlanRevisionAdmin(StaffHistoryAdmin):
                 )
             },
         ),
+        (
+            "Clients",
+            {
+                "fields": (
+                    "require_signed_clients",
+                    "lease_duration",
+                    "offline_period",
+                    "outage_policy",
+                    "outage_tolerance",
+                )
+            },
+        ),
     )
     acts = (
         Act(

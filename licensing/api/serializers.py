@@ -19,6 +19,7 @@ from licensing.states import (
     HoldReason,
     LicenseStatus,
     MemberRole,
+    OutagePolicy,
     Overage,
     RenewalBasis,
     Scheme,
@@ -191,6 +192,11 @@ class Terms(StrictSerializer):
     renewal_basis = serializers.ChoiceField(choices=RenewalBasis.choices, required=False)
     grace_period_seconds = SecondsField(source="grace_period", required=False, allow_null=True, min_value=0)
     maintenance_seconds = SecondsField(source="maintenance", required=False, allow_null=True)
+    require_signed_clients = FlagField(required=False)
+    outage_policy = serializers.ChoiceField(choices=OutagePolicy.choices, required=False)
+    outage_tolerance_seconds = SecondsField(source="outage_tolerance", required=False, min_value=0)
+    lease_duration_seconds = SecondsField(source="lease_duration", required=False)
+    offline_period_seconds = SecondsField(source="offline_period", required=False, min_value=0)
     entitlements = Entitlement(many=True, required=False, max_length=100)  # type: ignore[call-arg]  # taken by many
 
 
@@ -344,6 +350,18 @@ class Activation(Row):
     activated_at = serializers.DateTimeField(read_only=True)
     last_seen_at = serializers.DateTimeField(read_only=True)
     deactivated_at = serializers.DateTimeField(read_only=True, allow_null=True)
+    key_thumbprint = serializers.CharField(read_only=True, help_text="RFC 7638, of the machine's own key; empty: none")
+
+
+class PublicKey(StrictSerializer):
+    """An Ed25519 public key as a JSON Web Key (RFC 8037)."""
+
+    kty = serializers.ChoiceField(choices=["OKP"])
+    crv = serializers.ChoiceField(choices=["Ed25519"])
+    x = PatternField(r"[A-Za-z0-9_-]{43}")
+    kid = TextField(required=False, max_length=128)
+    use = serializers.ChoiceField(choices=["sig"], required=False)
+    alg = serializers.ChoiceField(choices=["EdDSA", "Ed25519"], required=False)
 
 
 class Nothing(StrictSerializer):
@@ -358,6 +376,7 @@ class NewActivation(StrictSerializer):
     name = TextField(required=False, allow_blank=True, max_length=200)
     platform = TextField(required=False, allow_blank=True, max_length=64)
     seat_holder = serializers.EmailField(required=False, max_length=254)
+    public_key = PublicKey(required=False)
 
 
 class Credential(Row):

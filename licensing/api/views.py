@@ -17,7 +17,7 @@ from licensing import activations, catalog, credentials, customers, gate, keys, 
 from licensing.api import filters
 from licensing.api import serializers as shapes
 from licensing.api.base import ApiViewSet, once
-from licensing.api.door import django_response, plain_request
+from licensing.api.door import Answered, plain_request
 from licensing.decision import Scope
 from licensing.errors import Invalid, Missing
 from licensing.models import (
@@ -50,6 +50,11 @@ class Validate(APIView):
 
     authentication_classes = ()
     permission_classes = ()
+    parser_classes = ()
+    default_response_headers: dict[str, str] = {}  # what DRF works out anew for each answer
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Leave it to the gate: it knows callers and limits, and there is one form to answer in."""
 
     @extend_schema(
         operation_id="validate",
@@ -67,7 +72,7 @@ class Validate(APIView):
     )
     def post(self, request: Request) -> Any:
         """Return a verdict: 200 for every known caller, the code says why."""
-        return django_response(gate.validate(plain_request(request._request), timezone.now()))
+        return Answered(gate.validate(plain_request(request._request), timezone.now()))
 
 
 class ProductViews(ApiViewSet):
@@ -122,7 +127,16 @@ def _describe(view: ApiViewSet) -> Response:
 
 
 # The rules name a term as it is stored; what a client sent is called after its unit.
-_POINTERS = {f"/{term}": f"/{term}_seconds" for term in ("churn_window", "duration", "grace_period", "maintenance")}
+_SPANS = (
+    "churn_window",
+    "duration",
+    "grace_period",
+    "maintenance",
+    "outage_tolerance",
+    "lease_duration",
+    "offline_period",
+)
+_POINTERS = {f"/{term}": f"/{term}_seconds" for term in _SPANS}
 
 
 class PlanRevisionViews(ApiViewSet):
@@ -427,6 +441,8 @@ class ActivationViews(ApiViewSet):
         rows = super().get_queryset()
         if not getattr(self, "swagger_fake_view", False) and self.caller.license_id is not None:
             rows = rows.filter(license_id=self.caller.license_id)
+            if self.caller.activation_id is not None:
+                rows = rows.filter(pk=self.caller.activation_id)
         return rows
 
     @extend_schema(
@@ -436,15 +452,23 @@ class ActivationViews(ApiViewSet):
     )
     @once
     def create(self, request: Request) -> Response:
-        """Activate a machine: 201, or 200 with the activation it has."""
+        """Activate a machine: 201, or 200 with the activation it has.
+
+        A `public_key` is registered when this very request is signed by it, with its thumbprint as `keyid`.
+        """
         body = self.body(shapes.NewActivation)
         license = _called_license(self, body.pop("license", None))
-        activated = activations.activate(license=license, by=self.by, at=self.at, **body)
+        if self.caller.activation_id is not None:
+            own = Activation.objects.get(pk=self.caller.activation_id)
+            if body.get("fingerprint") != own.fingerprint or "public_key" in body:
+                raise activations.ActivationKeyConflict("A machine renews its own activation, with the key it has.")
+        proved = gate.proof_of_possession(plain_request(request._request), body.pop("public_key", None), self.at)
+        activated = activations.activate(license=license, by=self.by, at=self.at, **body, **proved)
         return self.shown(activated.activation, status=201 if activated.created else 200)
 
     def destroy(self, request: Request, pk: UUID) -> Response:
         """Let the machine go. Doing it twice changes nothing."""
-        activations.deactivate(activation=self.get_object(), by=self.by, at=self.at)
+        activations.deactivate(activation=self._own(), by=self.by, at=self.at)
         return Response(status=204)
 
     @extend_schema(parameters=IDEMPOTENT, request=None)
@@ -452,8 +476,15 @@ class ActivationViews(ApiViewSet):
     @once
     def heartbeat(self, request: Request, pk: UUID) -> Response:
         """Note that the machine was seen."""
-        row, _ = self.get_object(), self.body(shapes.Nothing)
+        row, _ = self._own(), self.body(shapes.Nothing)
         return self.shown(activations.heartbeat(activation=row, at=self.at))
+
+    def _own(self) -> Activation:
+        """Return the activation a call is about. One with a key of its own is touched by no license key alone."""
+        row: Activation = self.get_object()
+        if self.caller.kind == "L" and row.key_thumbprint:
+            raise gate.SignedClientRequired("This machine signs its requests; its license key does not act for it.")
+        return row
 
 
 class EntitlementViews(ApiViewSet):
@@ -471,10 +502,10 @@ class EntitlementViews(ApiViewSet):
     def show(self, request: Request) -> Response:
         """Return what a license grants."""
         license = _called_license(self, request.query_params.get("license"))
-        snapshot, _ = snapshots.by_id(license.pk, Scope())
-        if snapshot is None:
+        found = snapshots.by_id(license.pk, Scope())
+        if found is None:
             raise Missing()
-        shown = {key: right.shown() for key, right in snapshot.entitlements.items()}
+        shown = {key: right.shown() for key, right in found.picture.snapshot.entitlements.items()}
         return Response({"license": str(license.pk), "entitlements": shown})
 
 

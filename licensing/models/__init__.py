@@ -3,14 +3,16 @@
 Rules live in the modules one level up; they are the only writers of these tables.
 """
 
-from licensing.models.activations import Activation
+from licensing.models.activations import Activation, RequestNonce
 from licensing.models.anomalies import Anomaly
 from licensing.models.audit import AuditEntry
 from licensing.models.catalog import Entitlement, Plan, PlanRevision, Product, Release
 from licensing.models.credentials import Credential, IdempotencyRecord
 from licensing.models.customers import Customer, Member
 from licensing.models.decisions import DecisionRecord
+from licensing.models.keyring import KeyCanary, RingReader
 from licensing.models.keys import LicenseKey
+from licensing.models.leases import Lease, LicenseFile
 from licensing.models.licenses import Hold, License, Term
 from licensing.models.outbox import OutboxMessage
 from licensing.models.seats import Seat
@@ -27,7 +29,10 @@ __all__ = [
     "Hold",
     "IdempotencyRecord",
     "JobState",
+    "KeyCanary",
+    "Lease",
     "License",
+    "LicenseFile",
     "LicenseKey",
     "Member",
     "OutboxMessage",
@@ -35,6 +40,8 @@ __all__ = [
     "PlanRevision",
     "Product",
     "Release",
+    "RequestNonce",
+    "RingReader",
     "Seat",
     "Term",
 ]

@@ -9,6 +9,7 @@ from licensing.models.base import Row, history
 from licensing.states import (
     EntitlementKind,
     FingerprintScope,
+    OutagePolicy,
     Overage,
     RenewalBasis,
     RevisionState,
@@ -88,7 +89,7 @@ class PlanRevision(Row):
     seat_kind = models.CharField(max_length=16, choices=SeatKind, default=SeatKind.NAMED)
     seat_limit = models.PositiveIntegerField(null=True, blank=True, help_text="Empty: no limit.")
     seat_required = models.BooleanField(
-        default=False, help_text="Valid only for somebody who holds a seat and says so."
+        default=False, help_text="Valid only for somebody with a seat, or, where seats float, a machine with a lease."
     )
     seat_churn_limit = models.PositiveIntegerField(
         null=True, blank=True, help_text="Releases and transfers allowed per churn window. Empty: no limit."
@@ -115,6 +116,25 @@ class PlanRevision(Row):
         null=True,
         blank=True,
         help_text="Versions released within this time are covered. Empty: all versions.",
+    )
+
+    require_signed_clients = models.BooleanField(
+        default=False, help_text="A license key alone only activates machines; these then sign every request."
+    )
+    outage_policy = models.CharField(
+        max_length=16,
+        choices=OutagePolicy,
+        default=OutagePolicy.STRICT,
+        help_text="What is answered while the database is away.",
+    )
+    outage_tolerance = models.DurationField(
+        default=timedelta(hours=24), help_text="How old the last known state may be that a lenient answer is made from."
+    )
+    lease_duration = models.DurationField(
+        default=timedelta(minutes=10), help_text="How long a lease runs unless it is renewed, if nobody says otherwise."
+    )
+    offline_period = models.DurationField(
+        default=timedelta(days=30), help_text="How long a license file or borrowed lease works offline. 0: not at all."
     )
 
     history = history()
@@ -151,6 +171,15 @@ class PlanRevision(Row):
             models.CheckConstraint(
                 condition=Q(activation_churn_limit=None, seat_churn_limit=None) | Q(churn_window__isnull=False),
                 name="churn_limit_has_its_window",
+            ),
+            models.CheckConstraint(
+                condition=Q(outage_policy__in=OutagePolicy.values), name="revision_outage_policy_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    outage_tolerance__gte=timedelta(), lease_duration__gt=timedelta(), offline_period__gte=timedelta()
+                ),
+                name="revision_spans_are_not_negative",
             ),
         ]
 

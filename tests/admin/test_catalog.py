@@ -17,6 +17,7 @@ pytestmark = pytest.mark.django_db
 LINES = {"entitlements-TOTAL_FORMS": "0", "entitlements-INITIAL_FORMS": "0"}
 TERMS = {
     "scheme": "seats", "seat_kind": "named", "seat_limit": "7", "activation_limit": "", "fingerprint_scope": "license",
+    "outage_policy": "strict", "outage_tolerance": "1 day", "lease_duration": "10 minutes", "offline_period": "30 days",
     "validity_basis": "from_issue", "duration": "1 year", "renewal_basis": "from_expiry", "grace_period": "2 weeks",
     "fixed_expires_at_0": "", "fixed_expires_at_1": "",
 }  # fmt: skip

@@ -28,7 +28,7 @@ def test_it_activates_a_machine_for_the_holder_of_the_key(world: World) -> None:
     made = answer.json()
     assert set(made) == {
         *("id", "created_at", "license", "fingerprint", "name", "platform"),
-        *("seat", "activated_at", "last_seen_at", "deactivated_at"),
+        *("seat", "activated_at", "last_seen_at", "deactivated_at", "key_thumbprint"),
     }
     assert made["license"] == str(world.license.pk)
     assert {name: made[name] for name in MACHINE} == MACHINE

@@ -57,7 +57,6 @@ def test_it_has_no_revision_without_its_plan(api: Api) -> None:
         ({"validity_basis": "from_first_activation", "duration_seconds": None}, "/duration_seconds"),
         ({"duration_seconds": 0}, "/duration_seconds"),
         ({"seat_churn_limit": 5}, "/churn_window_seconds"),
-        ({"seat_kind": "floating", "seat_required": True}, "/seat_required"),
         ({"entitlements": [{"key": "x", "kind": "flag"}, {"key": "x", "kind": "flag"}]}, "/entitlements/1/key"),
         ({"entitlements": [{"key": "x", "kind": "value"}]}, "/entitlements/0/value"),
         ({"entitlements": [{"key": "x", "kind": "flag", "value": "y"}]}, "/entitlements/0/value"),

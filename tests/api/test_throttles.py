@@ -22,8 +22,6 @@ def buckets(request: pytest.FixtureRequest, settings: Any, monkeypatch: pytest.M
         settings.REDIS_URL = ""
     if request.param == "Redis away":
         settings.REDIS_URL = f"redis://127.0.0.1:{free_port()}/0"
-    # The connection is made once per process, from the address that held then.
-    monkeypatch.setattr(throttles, "_client", None)
     yield request.param
     throttles._throttles.clear()
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from django.db import IntegrityError, transaction
 
-from licensing import activations, lifecycle, seats
+from licensing import activations, lifecycle, seats, stamps
 from licensing.activations import (
     ActivationChurnExceeded,
     ActivationLimitReached,
@@ -261,10 +261,11 @@ def test_it_notes_that_a_machine_was_seen_until_it_is_let_go():
     before = AuditEntry.objects.count()
 
     activations.heartbeat(activation=row, at=AT + DAY)
+    stamps.flush()
 
     assert Activation.objects.get().last_seen_at == AT + DAY
     assert AuditEntry.objects.count() == before
-    activations.deactivate(activation=row, by=BY, at=AT + DAY)
+    row = activations.deactivate(activation=row, by=BY, at=AT + DAY)
     with pytest.raises(Missing):
         activations.heartbeat(activation=row, at=AT + 2 * DAY)
 

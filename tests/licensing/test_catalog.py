@@ -22,7 +22,9 @@ API_CALLS = Grant(key="api", kind="allowance", meter="calls", amount=Decimal("10
 
 def verdict(license, at=AT, **asked) -> str:
     """Return what is decided of the license as the database holds it."""
-    return str(decide(*snapshots.by_id(license.pk, Scope(**asked)), at).code)
+    asked_for = Scope(**asked)
+    found = snapshots.by_id(license.pk, asked_for)
+    return str(decide(found.picture.snapshot, snapshots.scoped(found, asked_for), at).code)
 
 
 def draft(plan=None, **terms):
@@ -36,6 +38,7 @@ TYPES = {
     "subscription": {"duration": 365 * DAY, "grace_period": 14 * DAY},
     "trial": {"trial": True, "duration": 14 * DAY, "validity_basis": "from_first_activation"},
     "floating": {"seat_kind": "floating", "seat_limit": 5},
+    "floating, leased": {"seat_kind": "floating", "seat_limit": 5, "seat_required": True},
     "node-locked": {"activation_required": True, "activation_limit": 1, "fingerprint_scope": "product"},
     "named-user": {"seat_kind": "named", "seat_required": True, "seat_limit": 2},
     "metered": {"scheme": "usage", "seat_limit": None, "grants": [API_CALLS]},
@@ -53,7 +56,8 @@ DECIDED = [
     ("trial", "activated", AT + 14 * DAY - TICK, {"fingerprint": PRINT}, "valid"),
     ("trial", "activated", AT + 14 * DAY, {"fingerprint": PRINT}, "expired"),
     ("floating", "", AT, {}, "valid"),
-    ("floating", "", AT, {"seat_holder": "ada@example.com"}, "seat_required"),
+    ("floating", "", AT, {"seat_holder": "ada@example.com"}, "valid"),
+    ("floating, leased", "", AT, {"fingerprint": PRINT}, "seat_required"),
     ("node-locked", "", AT, {}, "activation_required"),
     ("node-locked", "", AT, {"fingerprint": PRINT}, "activation_required"),
     ("node-locked", "activated", AT, {"fingerprint": PRINT}, "valid"),
@@ -129,7 +133,7 @@ def test_it_numbers_revisions_and_takes_over_the_newest_terms_and_rights():
         ({"churn_window": timedelta()}, "/churn_window"),
         ({"seat_churn_limit": 1}, "/churn_window"),
         ({"activation_churn_limit": 1}, "/churn_window"),
-        ({"seat_kind": "floating", "seat_required": True}, "/seat_required"),
+        ({"lease_duration": timedelta()}, "/lease_duration"),
         ({"scheme": "wobbly"}, "/scheme"),
         ({"seat_kind": "wobbly"}, "/seat_kind"),
         ({"fingerprint_scope": "wobbly"}, "/fingerprint_scope"),

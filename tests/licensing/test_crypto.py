@@ -428,3 +428,29 @@ def test_it_takes_a_ring_back_from_its_own_dump():
     made = KeyRing.generate()
 
     assert KeyRing.parse(made.dump()).keys == made.keys
+
+
+def test_it_encrypts_to_somebody_else_as_joserfc_decrypts():
+    from joserfc import jwe
+    from joserfc.jwk import OKPKey
+
+    key = OKPKey.generate_key("X25519")
+    public = crypto.unb64(key.as_dict(private=False)["x"])
+
+    text = crypto.encrypt_to(public, b"for you alone", typ="t+jwe", cty="t+jwt")
+
+    opened = jwe.decrypt_compact(text, key, algorithms=["ECDH-ES", "A256GCM"])
+    assert opened.plaintext == b"for you alone"
+    assert opened.headers()["cty"] == "t+jwt"
+    with pytest.raises(crypto.NotAuthentic):
+        crypto.encrypt_to(bytes(32), b"x", typ="t", cty="t")
+
+
+def test_it_opens_nothing_for_another_type_of_token():
+    from licensing import tokens
+
+    text = tokens.sign({"sub": "x"}, typ="lease+jwt")
+
+    assert tokens.read(text, typ="lease+jwt") == {"sub": "x"}
+    with pytest.raises(crypto.NotAuthentic):
+        tokens.read(text)

@@ -17,8 +17,6 @@ from tests.factories import AT
 
 pytestmark = pytest.mark.django_db
 
-_let_loose = decisions._ensure_writer
-
 
 def remember(number: int = 1, **overrides: Any) -> None:
     for _ in range(number):
@@ -94,9 +92,7 @@ def test_it_forgets_after_thirty_days():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_is_written_by_itself_within_seconds(monkeypatch):
-    monkeypatch.setattr(decisions, "_ensure_writer", _let_loose)
-
+def test_it_is_written_by_itself_within_seconds(loose):
     remember(2)
 
     deadline = time.monotonic() + 10

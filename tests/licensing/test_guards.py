@@ -181,6 +181,8 @@ def typed_by_hand(w: World) -> list[str]:
                 other = f'NOT "{column}"'
             elif kind in ("CharField",):
                 other = "'x'"
+            elif kind == "DurationField" and other != "NULL":
+                other = "'777777'"
             elif kind == "DateTimeField":
                 other = "'2001-01-01 00:00:00+00:00'"
             if other == "NULL" and column in ("seat_churn_limit", "activation_churn_limit"):

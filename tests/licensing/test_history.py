@@ -7,7 +7,7 @@ from django.apps import apps
 
 NAMES = re.compile(r"key|secret|digest|sealed|email|password|holder|address|token", re.IGNORECASE)
 # Names that only sound so: which key made a digest, and the networks a credential may be used from.
-HARMLESS = {"digest_kid", "allowed_addresses"}
+HARMLESS = {"digest_kid", "allowed_addresses", "key_thumbprint"}
 
 HISTORICAL = [model for model in apps.get_models() if model.__name__.startswith("Historical")]
 
