@@ -12,7 +12,7 @@ from uuid import UUID
 
 from django.db import models, transaction
 
-from licensing import keyformat
+from licensing import crypto, keyformat
 from licensing.models import AuditEntry
 
 
@@ -51,6 +51,7 @@ def record(
     connection = transaction.get_connection()
     if not connection.in_atomic_block:
         raise transaction.TransactionManagementError("An audit entry is written in the transaction of its change.")
+    crypto.require_whole()  # with a key of the ring missing nothing is changed, and each change ends here
     return AuditEntry.objects.create(
         created_at=at,
         at=at,

@@ -7,8 +7,12 @@ A ring holds versioned keys for three purposes, each key with an id (`kid`) that
 - `digest`: HMAC-SHA-256, to find a secret without storing it;
 - `sign`: Ed25519, for statements anyone may verify with the public half.
 
-States: `pending` (known everywhere, not yet used), `primary` (makes new values; one per purpose), `active`
-(still opens, finds and verifies). Source: ADR 0005.
+States, in their order: `pending` (known everywhere, not yet used), `primary` (makes new values; one per purpose),
+`active` (still opens, finds and verifies), `disabled` (does nothing, may be enabled again), `destroyed` (its material
+is gone). A ring may lack a purpose: then only what needs that purpose fails. Source: ADRs 0005 and 0011.
+
+Where a ring comes from is a `Provider`'s to say, and what its keys do a `Key`'s: the ones here hold their material in
+this process, one of a key management service would ask it.
 
 It does not decide what is sealed or when, and keeps no key in the database.
 """
@@ -26,7 +30,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -36,18 +40,27 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.conf import settings
+from django.utils.module_loading import import_string
 
 from licensing.errors import LicensingError
 
 Purpose = Literal["seal", "digest", "sign"]
 PURPOSES: tuple[Purpose, ...] = ("seal", "digest", "sign")
-STATES = ("pending", "primary", "active")
+STATES = ("pending", "primary", "active", "disabled", "destroyed")
+MENDS = {
+    "disabled": "It is disabled. If it must be used again, run: manage.py keyring enable {kid}",
+    "destroyed": "It was destroyed. What it made is lost, unless a backup of the ring still has it.",
+}
 
 
 class KeyRingError(LicensingError):
     """The key ring is missing, malformed, or lacks a key that is needed."""
 
     code = "key_ring"
+
+
+class KeyRingIncomplete(KeyRingError):
+    """The key ring lacks a key that this installation works with. Nothing is changed until it is restored."""
 
 
 class NotAuthentic(LicensingError):
@@ -72,15 +85,44 @@ class Place:
         )
 
 
+class Key(Protocol):
+    """What a key of a ring can do; of which of these depends on its purpose."""
+
+    @property
+    def kid(self) -> str: ...
+    @property
+    def purpose(self) -> Purpose: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def created_at(self) -> str: ...
+
+    def encrypt(self, nonce: bytes, value: bytes, bound: bytes) -> bytes:
+        """Return the AES-256-GCM ciphertext."""
+
+    def decrypt(self, nonce: bytes, sealed: bytes, bound: bytes) -> bytes:
+        """Return what was encrypted. Raises `NotAuthentic`."""
+
+    def mac(self, message: bytes) -> bytes:
+        """Return the HMAC-SHA-256."""
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the Ed25519 signature."""
+
+    def public_bytes(self) -> bytes:
+        """Return the Ed25519 public key."""
+
+
 @dataclass(frozen=True)
 class RingKey:
-    """One key of the ring; its material never shows in a repr."""
+    """One key of the ring, with its material; that never shows in a repr."""
 
     kid: str
     purpose: Purpose
     state: str
     created_at: str
     material: bytes = field(repr=False)
+    changed_at: str = ""
 
     @cached_property
     def aead(self) -> AESGCM:
@@ -94,38 +136,70 @@ class RingKey:
     def public(self) -> Ed25519PublicKey:
         return self.private.public_key()
 
+    def encrypt(self, nonce: bytes, value: bytes, bound: bytes) -> bytes:
+        return self.aead.encrypt(nonce, value, bound)
+
+    def decrypt(self, nonce: bytes, sealed: bytes, bound: bytes) -> bytes:
+        try:
+            return self.aead.decrypt(nonce, sealed, bound)
+        except (InvalidTag, ValueError):  # ValueError: a nonce of impossible length
+            raise NotAuthentic("A sealed value does not belong where it was found.") from None
+
+    def mac(self, message: bytes) -> bytes:
+        return hmac.digest(self.material, message, hashlib.sha256)
+
+    def sign(self, message: bytes) -> bytes:
+        return self.private.sign(message)
+
+    def public_bytes(self) -> bytes:
+        return self.public.public_bytes(Encoding.Raw, PublicFormat.Raw)
+
 
 class KeyRing:
     """The keys of this installation. Immutable: a changed ring is a new object."""
 
-    def __init__(self, keys: Iterable[RingKey]) -> None:
-        self.keys = tuple(keys)
+    def __init__(self, keys: Iterable[Any]) -> None:
+        self.keys: tuple[Any, ...] = tuple(keys)  # each is a `Key`
         self._by_id = {key.kid: key for key in self.keys}
         if len(self._by_id) != len(self.keys):
             raise KeyRingError("The key ring names one key id twice. Restore it from a backup.")
-        self._primary: dict[str, RingKey] = {}
+        self._primary: dict[str, Any] = {}
+        self._usable: dict[str, list[Any]] = {}
         for purpose in PURPOSES:
             primaries = [key for key in self.keys if key.purpose == purpose and key.state == "primary"]
-            if len(primaries) != 1:
+            if len(primaries) > 1:
                 raise KeyRingError(
-                    f"The key ring needs exactly one primary key for '{purpose}', it has {len(primaries)}. "
-                    f"Restore it from a backup, or run: manage.py keyring promote KID"
+                    f"The key ring has {len(primaries)} primary keys for '{purpose}'. Restore it from a backup."
                 )
-            self._primary[purpose] = primaries[0]
+            if primaries:
+                self._primary[purpose] = primaries[0]
+            self._usable[purpose] = self._in_order(purpose)
 
-    def key(self, kid: str, purpose: Purpose) -> RingKey:
-        """Return a key by its id. Raises `KeyRingError` naming the id when the ring lacks it."""
+    def key(self, kid: str, purpose: Purpose) -> Any:
+        """Return a `Key` by its id. Raises `KeyRingError` naming the id when the ring lacks it or may not use it."""
         key = self._by_id.get(kid)
         if key is None or key.purpose != purpose:
             raise KeyRingError(f"The key ring lacks the key '{kid}' ({purpose}). Restore it from a backup.")
+        if key.state in MENDS:
+            raise KeyRingError(f"The key '{kid}' ({purpose}) cannot be used. {MENDS[key.state].format(kid=kid)}")
         return key
 
-    def primary(self, purpose: Purpose) -> RingKey:
-        return self._primary[purpose]
+    def primary(self, purpose: Purpose) -> Any:
+        """Return the `Key` that makes new values. Raises `KeyRingError` where the ring has none."""
+        found = self._primary.get(purpose)
+        if found is None:
+            raise KeyRingError(
+                f"The key ring has no primary key for '{purpose}'. Restore it from a backup (manage.py keyring "
+                f"restore), or run: manage.py keyring promote KID"
+            )
+        return found
 
-    def usable(self, purpose: Purpose) -> list[RingKey]:
+    def usable(self, purpose: Purpose) -> list[Any]:
         """Return the keys that may open, find or verify: the primary first, then the newest."""
-        keys = [key for key in self.keys if key.purpose == purpose]
+        return self._usable[purpose]
+
+    def _in_order(self, purpose: Purpose) -> list[Any]:
+        keys = [key for key in self.keys if key.purpose == purpose and key.state not in MENDS]
         return sorted(keys, key=lambda key: (key.state == "primary", key.created_at), reverse=True)
 
     def dump(self) -> str:
@@ -136,6 +210,7 @@ class KeyRing:
                 "purpose": key.purpose,
                 "state": key.state,
                 "created_at": key.created_at,
+                **({"changed_at": key.changed_at} if key.changed_at else {}),
                 "material": base64.b64encode(key.material).decode(),
             }
             for key in self.keys
@@ -154,6 +229,7 @@ class KeyRing:
                     state=row["state"],
                     created_at=str(row["created_at"]),
                     material=base64.b64decode(row["material"], validate=True),
+                    changed_at=str(row.get("changed_at", "")),
                 )
                 for row in document["keys"]
             ]
@@ -161,13 +237,15 @@ class KeyRing:
             raise KeyRingError(
                 f"The key ring cannot be read ({type(error).__name__}). Restore it from a backup."
             ) from None
+        if not keys:
+            raise KeyRingError("The key ring is empty. Restore it from a backup: manage.py keyring restore")
         for key in keys:
             # A kid travels inside sealed values, between dots, and in columns of 32 characters.
             if (
                 not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", key.kid)
                 or key.purpose not in PURPOSES
                 or key.state not in STATES
-                or len(key.material) != 32
+                or len(key.material) != (0 if key.state == "destroyed" else 32)
             ):
                 raise KeyRingError(f"The key ring's key '{key.kid}' is malformed. Restore it from a backup.")
         return cls(keys)
@@ -199,7 +277,7 @@ def ring() -> KeyRing:
     if _loaded is None:
         with _lock:
             if _loaded is None:
-                _loaded = _load()
+                _loaded = provider().load()
     return _loaded
 
 
@@ -209,9 +287,55 @@ def forget() -> None:
     _loaded = None
 
 
-def _load() -> KeyRing:
-    if settings.KEYRING:
+def use(fresh: KeyRing) -> None:
+    """Use this ring from now on: what a process does that has read a changed one."""
+    global _loaded
+    _loaded = fresh
+
+
+class Provider(Protocol):
+    """Where a ring comes from."""
+
+    def load(self) -> KeyRing:
+        """Return the ring. Raises `KeyRingError`."""
+
+    def version(self) -> object:
+        """Return what is different once the ring has changed, None where that cannot be seen."""
+
+
+class Environment:
+    """The ring as JSON in KEYRING, for a secret store that hands out variables. It never changes under a process."""
+
+    def load(self) -> KeyRing:
         return KeyRing.parse(settings.KEYRING)
+
+    def version(self) -> object:
+        return None
+
+
+class File:
+    """The ring in the private file KEYRING_FILE."""
+
+    def load(self) -> KeyRing:
+        return _load_file()
+
+    def version(self) -> object:
+        try:
+            found = os.stat(settings.KEYRING_FILE)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def provider() -> Provider:
+    """Return where the ring comes from: the class settings.KEYRING_PROVIDER names, else environment or file."""
+    if settings.KEYRING_PROVIDER:
+        chosen: Provider = import_string(settings.KEYRING_PROVIDER)()
+        return chosen
+    return Environment() if settings.KEYRING else File()
+
+
+def _load_file() -> KeyRing:
     if not settings.KEYRING_FILE:
         raise KeyRingError("No key ring is configured. Set KEYRING_FILE (or KEYRING) to one.")
     path = Path(settings.KEYRING_FILE)
@@ -247,6 +371,26 @@ def write(new: KeyRing, path: Path, *, replace: bool = True) -> None:
     forget()
 
 
+_incomplete = ""
+
+
+def refuse_writes(why: str) -> None:
+    """Have every change refused from now on, for this reason; none ("") lets them go on."""
+    global _incomplete
+    _incomplete = why
+
+
+def incomplete() -> str:
+    """Return why every change is refused, empty when none is."""
+    return _incomplete
+
+
+def require_whole() -> None:
+    """Raise `KeyRingIncomplete` while writes are refused. Every audit entry asks, so every change does."""
+    if _incomplete:
+        raise KeyRingIncomplete(_incomplete)
+
+
 def b64(data: bytes) -> str:
     """Return base64url without padding (RFC 7515)."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
@@ -265,9 +409,13 @@ def unb64(text: str) -> bytes:
 
 def seal(value: bytes, place: Place) -> str:
     """Return `value` sealed for `place` under the primary key: `v1.<kid>.<nonce>.<ciphertext>`."""
-    key = ring().primary("seal")
+    return seal_under(ring().primary("seal"), value, place)
+
+
+def seal_under(key: Key, value: bytes, place: Place) -> str:
+    """Return `value` sealed for `place` under this very key."""
     nonce = os.urandom(12)
-    return f"v1.{key.kid}.{b64(nonce)}.{b64(key.aead.encrypt(nonce, value, place.bound(key.kid)))}"
+    return f"v1.{key.kid}.{b64(nonce)}.{b64(key.encrypt(nonce, value, place.bound(key.kid)))}"
 
 
 def unseal(sealed: str, place: Place) -> bytes:
@@ -282,8 +430,9 @@ def unseal(sealed: str, place: Place) -> bytes:
         raise NotAuthentic("A sealed value is malformed.")
     key = ring().key(parts[1], "seal")
     try:
-        return key.aead.decrypt(unb64(parts[2]), unb64(parts[3]), place.bound(key.kid))
-    except (InvalidTag, ValueError):  # ValueError: a nonce of impossible length
+        opened: bytes = key.decrypt(unb64(parts[2]), unb64(parts[3]), place.bound(key.kid))
+        return opened
+    except NotAuthentic:
         raise NotAuthentic(f"A sealed value in {place.table}.{place.field} does not belong there.") from None
 
 
@@ -306,22 +455,23 @@ def mac(value: bytes, *, kind: str) -> bytes:
     return _mac(ring().primary("digest"), value, kind)
 
 
-def _mac(key: RingKey, value: bytes, kind: str) -> bytes:
-    return hmac.digest(key.material, kind.encode() + b"\x00" + value, hashlib.sha256)
+def _mac(key: Key, value: bytes, kind: str) -> bytes:
+    return key.mac(kind.encode() + b"\x00" + value)
 
 
 def sign(message: bytes) -> tuple[str, bytes]:
     """Return the kid and the Ed25519 signature of `message` under the primary signing key."""
     key = ring().primary("sign")
-    return key.kid, key.private.sign(message)
+    return key.kid, key.sign(message)
 
 
 def verify(message: bytes, signature: bytes, kid: str) -> None:
     """Raise `NotAuthentic` unless `signature` over `message` is by our key `kid`."""
     try:
-        ring().key(kid, "sign").public.verify(signature, message)
-    except (InvalidSignature, KeyRingError):
+        public = ring().key(kid, "sign").public_bytes()
+    except KeyRingError:
         raise NotAuthentic("The signature does not fit.") from None
+    verify_with(public, message, signature)
 
 
 def jwks() -> dict[str, Any]:
@@ -334,7 +484,7 @@ def jwks() -> dict[str, Any]:
                 "use": "sig",
                 "alg": "EdDSA",
                 "kid": key.kid,
-                "x": b64(key.public.public_bytes(Encoding.Raw, PublicFormat.Raw)),
+                "x": b64(key.public_bytes()),
             }
             for key in ring().usable("sign")
         ]

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.db import IntegrityError, transaction
 
-from licensing import activations, audit, keyformat, keys, notices, schemes, seats, snapshots
+from licensing import activations, audit, keyformat, keys, leases, notices, schemes, seats, snapshots
 from licensing.audit import Actor
 from licensing.catalog import LONGEST, MOST
 from licensing.errors import Invalid, Refused
@@ -249,7 +249,7 @@ def revoke(*, license: License, by: Actor, at: datetime, reason: str) -> License
 
 
 def transfer(*, license: License, to: Customer, by: Actor, at: datetime, reason: str) -> License:
-    """Give the license to another customer: its seats and machines are let go and its key is replaced,
+    """Give the license to another customer: its seats, leases and machines are let go and its key is replaced,
     so that nothing of the former customer's still works.
 
     Raises:
@@ -262,6 +262,7 @@ def transfer(*, license: License, to: Customer, by: Actor, at: datetime, reason:
             raise Refused("This customer has the license already.")
         before = {"customer": row.customer_id}
         released = seats.release_all(license=row, by=by, at=at, reason="license transferred")
+        leases.end_all(license=row, by=by, at=at, reason="license transferred")
         ended = activations.deactivate_all(license=row, by=by, at=at, reason="license transferred")
         row = seats.lock(row.pk)
         row.customer, row.transferred_at, row.updated_at, row.revision = to, at, at, row.revision + 1

@@ -13,7 +13,7 @@ import structlog
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F
 
-from licensing import anomalies, audit, decisions, idempotency, keyformat, lifecycle, nonces, notices, outbox
+from licensing import anomalies, audit, decisions, idempotency, keyformat, leases, lifecycle, nonces, notices, outbox
 from licensing.models import JobState, License
 from licensing.states import Severity
 
@@ -125,6 +125,21 @@ def _expiry_lag(at: datetime) -> timedelta:
     return at - oldest if oldest else timedelta()
 
 
+def _reclaim(at: datetime) -> tuple[int, int]:
+    done, failed = 0, set[UUID]()
+    while licenses := leases.due(at=at, leaving_out=failed, limit=BATCH):
+        before = done, len(failed)
+        for license_id in licenses:
+            try:
+                done += leases.reclaim(license_id=license_id, at=at)
+            except Exception as error:  # one broken license must not keep the units of the others
+                failed.add(license_id)
+                log.exception("reclaim_failed", license_id=str(license_id), error=type(error).__name__)
+        if (done, len(failed)) == before:
+            break  # another sweep did these
+    return done, len(failed)
+
+
 def _relay(at: datetime) -> tuple[int, int]:
     delivered, given_up = outbox.relay(handlers={notices.KIND: notices.send}, at=at)
     for message in given_up:
@@ -156,7 +171,8 @@ def _forget_nonces(at: datetime) -> tuple[int, int]:
 
 
 EXPIRATION = Job("expiration-sweep", timedelta(seconds=30), _expire, _expiry_lag)
+LEASES = Job("lease-reclaim", timedelta(seconds=30), _reclaim, lambda at: leases.lag(at=at))
 OUTBOX = Job("outbox-relay", timedelta(seconds=10), _relay, lambda at: outbox.lag(at=at))
 RETENTION = Job("retention", timedelta(days=1), _forget, lambda at: timedelta())
 NONCES = Job("nonces", timedelta(minutes=1), _forget_nonces, lambda at: timedelta())
-JOBS = (EXPIRATION, OUTBOX, RETENTION, NONCES)
+JOBS = (EXPIRATION, LEASES, OUTBOX, RETENTION, NONCES)

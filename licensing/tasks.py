@@ -15,6 +15,12 @@ def sweep() -> int:
     return sweeps.run(sweeps.EXPIRATION, at=timezone.now())
 
 
+@shared_task(name="licensing.reclaim_leases")
+def reclaim_leases() -> int:
+    """Take back the units of leases that lapsed."""
+    return sweeps.run(sweeps.LEASES, at=timezone.now())
+
+
 @shared_task(name="licensing.relay_outbox")
 def relay_outbox() -> int:
     """Send what waits in the outbox."""

@@ -78,7 +78,7 @@ class Throttle:
             if settings.REDIS_URL:
                 self._taken[caller] = self._taken.get(caller, 0) + 1
                 _settling.wake()
-        return self._answer(int(self.burst - (following - now) * self.rate), 0)
+        return self._answer(int(self.burst - (following - now) * self.rate + 1e-6), 0)
 
     def _answer(self, remaining: int, wait_seconds: int) -> Allowed:
         remaining = max(remaining, 0)

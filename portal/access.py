@@ -8,7 +8,7 @@ from django.http import Http404, HttpRequest
 
 from licensing.api.door import client_address, request_id_of
 from licensing.audit import Actor
-from licensing.models import License, Member, Seat
+from licensing.models import Lease, License, Member, Seat
 
 
 class AccountAdapter(DefaultAccountAdapter):
@@ -43,6 +43,15 @@ def seat_or_404(request: HttpRequest, seat_id: UUID) -> tuple[Seat, Member]:
     if seat is None or member is None:
         raise Http404
     return seat, member
+
+
+def lease_or_404(request: HttpRequest, lease_id: UUID) -> tuple[Lease, Member]:
+    """Return a lease on a license of a customer the signed-in person acts for, and their membership there."""
+    lease = Lease.objects.select_related("license__product", "activation").filter(pk=lease_id).first()
+    member = _member(request, lease.license.customer_id) if lease else None
+    if lease is None or member is None:
+        raise Http404
+    return lease, member
 
 
 def actor_of(request: HttpRequest, member: Member | None = None) -> Actor:

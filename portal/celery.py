@@ -19,3 +19,4 @@ def _refuse_to_start_unguarded(**_: Any) -> None:
     from portal import checks
 
     checks.refuse_to_start_unguarded()
+    checks.begin()

@@ -11,8 +11,10 @@ from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connection
 from django.http.request import validate_host
+from django.utils import timezone
 
-from licensing import crypto, guards
+from licensing import crypto, guards, keyring
+from licensing.crypto import KeyRingError
 from licensing.errors import LicensingError
 
 log = structlog.get_logger(__name__)
@@ -186,6 +188,25 @@ def sqlite_waits(**_: Any) -> list[CheckMessage]:
             )
         ]
     return []
+
+
+def begin() -> None:
+    """Let this process follow the key ring. With a key missing it starts all the same, says which, and changes nothing.
+
+    Raises `ImproperlyConfigured` when no answer could be signed.
+    """
+    try:
+        problems = keyring.start(at=timezone.now())
+    except DatabaseError as error:  # away for now, or not migrated: the ring is looked at again when it is there
+        log.error("key_ring_not_examined", error=str(error).partition("\n")[0])
+        keyring.following.wake()
+    except KeyRingError as error:
+        raise ImproperlyConfigured(error.detail) from None
+    else:
+        for problem in problems:
+            log.error("starting_without_writing", problem=problem)
+    finally:
+        connection.close()
 
 
 def refuse_to_start_unguarded() -> None:

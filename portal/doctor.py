@@ -8,10 +8,11 @@ from django.conf import settings
 from django.core.checks import run_checks
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
+from django.db.models import Model
 from django.utils import timezone
 
 from licensing import sweeps
-from licensing.models import License, Seat
+from licensing.models import Activation, Lease, License, Seat
 from portal import checks
 
 
@@ -98,11 +99,8 @@ def _jobs() -> list[Finding]:
 
 def _seat_counters() -> list[Finding]:
     counters: list[tuple[str, Callable[[], int]]] = [
-        ("seat counters", lambda: _differing("seats_used", Seat._meta.db_table, "released_at")),
-        (
-            "machine counters",
-            lambda: _differing("activations_used", "licensing_activation", "deactivated_at"),
-        ),
+        ("seat counters", lambda: _differing("seats_used", (Seat, "released_at"), (Lease, "ended_at"))),
+        ("machine counters", lambda: _differing("activations_used", (Activation, "deactivated_at"))),
     ]
     findings = []
     for subject, count in counters:
@@ -112,11 +110,16 @@ def _seat_counters() -> list[Finding]:
     return findings
 
 
-def _differing(counter: str, table: str, ended: str) -> int:
+def _differing(counter: str, *held: tuple[type[Model], str]) -> int:
+    """Return how many licenses count other than the live rows of these tables: seats and leases share a counter."""
+    live = " UNION ALL ".join(
+        f"SELECT license_id FROM {model._meta.db_table} WHERE {ended} IS NULL"  # noqa: S608  names of ours only
+        for model, ended in held
+    )
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT count(*) FROM {License._meta.db_table} l LEFT JOIN "  # noqa: S608  names of ours only
-            f"(SELECT license_id, count(*) n FROM {table} WHERE {ended} IS NULL GROUP BY license_id) held "
+            f"(SELECT license_id, count(*) n FROM ({live}) live GROUP BY license_id) held "
             f"ON held.license_id = l.id WHERE l.{counter} <> COALESCE(held.n, 0)"
         )
         return int(cursor.fetchone()[0])

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 from django import forms
 
+from licensing import license_files
 from licensing.errors import Forbidden, Invalid, LicensingError, Missing, Refused, TooMany
 from licensing.states import LicenseStatus, SeatState
 
@@ -99,6 +100,53 @@ class TransferForm(RuleForm):
     fields_of = {"/holder": "to"}
     to = forms.CharField(label="Email address of the new holder", max_length=254, widget=_email())
     reason = _reason(required=False)
+
+
+class EndLeaseForm(RuleForm):
+    """Take a lease back from a machine."""
+
+    reason = _reason(required=False)
+
+
+class OfflineForm(RuleForm):
+    """The request file of a machine without a network: as a file, or its text."""
+
+    fields_of = {"/request": "request", "/holder": "seat_holder"}
+    upload = forms.FileField(
+        label="Request file",
+        required=False,
+        allow_empty_file=True,
+        help_text="The file that the program wrote on the machine.",
+        widget=forms.FileInput({"accept": ".req,.txt,.pem,text/plain"}),
+    )
+    request = forms.CharField(
+        label="Or paste its text",
+        required=False,
+        max_length=license_files.LONGEST_REQUEST,
+        widget=forms.Textarea({"rows": 8, "spellcheck": "false", "autocomplete": "off", "class": "code"}),
+    )
+    seat_holder = forms.CharField(
+        label="Email address of the person with the seat", max_length=254, required=False, widget=_email()
+    )
+
+    def __init__(self, *args: Any, named: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not named:
+            del self.fields["seat_holder"]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        upload, text = cleaned.get("upload"), cleaned.get("request", "")
+        if upload is not None:
+            self.fields_of = {**self.fields_of, "/request": "upload"}
+            text = upload.read(license_files.LONGEST_REQUEST + 1).decode("ascii", errors="replace")
+            if len(text) > license_files.LONGEST_REQUEST:
+                self.add_error("upload", "That is no request file: it is far too large.")
+        if not text.strip() and not self.errors:
+            self.add_error("upload", "Choose the request file, or paste its text below.")
+        # A browser leaves line ends of its own; nothing else of the text may differ.
+        cleaned["request"] = text.strip() + "\n"
+        return cleaned
 
 
 class RevealForm(RuleForm):

@@ -39,6 +39,8 @@ def ready(request: HttpRequest) -> HttpResponse:
         crypto.ring()
     except (LicensingError, OSError):
         broken.append("key_ring")
+    if crypto.incomplete():
+        degraded.append("key_ring")
     if settings.REDIS_URL and not _redis_answers():
         degraded.append("redis")
     if "database" not in broken:

@@ -18,6 +18,7 @@ from licensing.models import (
     Activation,
     Entitlement,
     Hold,
+    Lease,
     License,
     LicenseKey,
     Member,
@@ -42,6 +43,7 @@ from licensing.states import (
 LICENSES_A_PAGE = 25
 SEATS_A_PAGE = 25
 MACHINES_A_PAGE = 10
+LEASES_A_PAGE = 25
 
 Found = TypeVar("Found", bound=Model)
 
@@ -154,6 +156,19 @@ class MachineLine:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseLine:
+    """Somebody at work on floating capacity. `lapsed` says that their time is over and the unit is about to be free."""
+
+    id: UUID
+    machine: str
+    since: datetime
+    until: datetime
+    offline: bool
+    lapsed: bool
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Clause:
     """One of the terms: what it is about, and what it says."""
 
@@ -183,6 +198,8 @@ class LicensePage:
     seats: SeatUse | None
     seat_lines: list[SeatLine]
     seat_pages: Pages
+    lease_lines: list[LeaseLine]
+    lease_pages: Pages
     machines_used: int
     machine_limit: int | None
     machine_lines: list[MachineLine]
@@ -192,6 +209,7 @@ class LicensePage:
     may_manage_seats: bool
     may_assign_seats: bool
     may_reveal_key: bool
+    may_activate_offline: bool
 
 
 def list_of_licenses(*, user: Any, asked: QueryDict, path: str, status: str, product: str, at: datetime) -> LicenseList:
@@ -249,6 +267,8 @@ def page_of_license(
         seats = seats.filter(holder__icontains=search)
     machines = Activation.objects.filter(license=license, deactivated_at=None).order_by("-last_seen_at", "-id")
     seat_rows, seat_pages = _page(seats, SEATS_A_PAGE, asked, "page", path)
+    out = Lease.objects.filter(license=license, ended_at=None).select_related("activation").order_by("-id")
+    lease_rows, lease_pages = _page(out, LEASES_A_PAGE, asked, "leases", path)
     machine_rows, machine_pages = _page(machines, MACHINES_A_PAGE, asked, "machines", path)
     key = LicenseKey.objects.filter(license=license, retired_at=None).only("last5").first()
     status = status_words(license, at)
@@ -264,6 +284,8 @@ def page_of_license(
         seats=_seat_use(license),
         seat_lines=[seat_line(row) for row in seat_rows],
         seat_pages=seat_pages,
+        lease_lines=[lease_line(row, at) for row in lease_rows],
+        lease_pages=lease_pages,
         machines_used=license.activations_used,
         machine_limit=license.activation_limit,
         machine_lines=[MachineLine(row.name, row.platform, row.activated_at, row.last_seen_at) for row in machine_rows],
@@ -274,6 +296,9 @@ def page_of_license(
         # Only spares a form that must fail; the rule is the one to say so.
         may_assign_seats=may_manage_seats and status.code not in (LicenseStatus.EXPIRED, LicenseStatus.REVOKED),
         may_reveal_key=member.role in customers.MAY_REVEAL_KEYS,
+        may_activate_offline=may_manage_seats
+        and terms.offline_period > timedelta()
+        and status.code in (LicenseStatus.ACTIVE, LicenseStatus.IN_GRACE),
     )
 
 
@@ -288,6 +313,32 @@ def seat_line(seat: Seat) -> SeatLine:
         # A blocked seat was taken from its holder on purpose: that is the vendor's to undo.
         at_hand=seat.state in (SeatState.ASSIGNED, SeatState.RESERVED),
     )
+
+
+def lease_line(lease: Lease, at: datetime) -> LeaseLine:
+    """Return what a page about one lease shows."""
+    named = lease.activation.name if lease.activation else ""
+    return LeaseLine(
+        id=lease.pk,
+        machine=named or (f"Machine {lease.fingerprint[:16]}" if lease.fingerprint else "Machine not said"),
+        since=lease.checked_out_at,
+        until=lease.expires_at,
+        offline=lease.offline,
+        lapsed=lease.expires_at <= at,
+        ended_at=lease.ended_at,
+    )
+
+
+def offline_words(license: License) -> str:
+    """Return how long a license works without a network; empty when not at all."""
+    period = license.plan_revision.offline_period
+    if not period:
+        return ""
+    words = f"The license file works for {span(period)} without a network"
+    if (ends := license.grace_until or license.expires_at) is not None:
+        words += f", and never beyond {moment(ends)}"
+    seat = _seat_use(license)
+    return f"{words}." + ("" if seat is None or seat.named else " It takes one of the license's seats for as long.")
 
 
 def status_words(license: License, at: datetime) -> Status:

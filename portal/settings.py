@@ -59,6 +59,7 @@ TRUSTED_PROXIES: list[str] = env.list("TRUSTED_PROXIES", default=[])
 # --- key ring ---------------------------------------------------------------------------------------
 KEYRING = env.str("KEYRING", default="")
 KEYRING_FILE = env.str("KEYRING_FILE", default="" if PRODUCTION else str(VAR_DIR / "keyring.json"))
+KEYRING_PROVIDER = env.str("KEYRING_PROVIDER", default="")  # a class of one's own; see `licensing.crypto.Provider`
 KEYRING_CREATE = not PRODUCTION  # embedded and tests make a ring on first use; production never does
 
 # --- applications -----------------------------------------------------------------------------------
@@ -205,6 +206,7 @@ else:
 # `expires` keeps a backlog of beats from piling up while no worker runs.
 CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     "expiration-sweep": {"task": "licensing.sweep", "schedule": 30.0, "options": {"expires": 60}},
+    "lease-reclaim": {"task": "licensing.reclaim_leases", "schedule": 30.0, "options": {"expires": 60}},
     "outbox-relay": {"task": "licensing.relay_outbox", "schedule": 10.0, "options": {"expires": 30}},
     "nonces": {"task": "licensing.forget_nonces", "schedule": 60.0, "options": {"expires": 60}},
     "retention": {

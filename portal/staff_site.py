@@ -83,6 +83,8 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                 _list("Licenses", "key", "license"),
                 _list("Seats", "event_seat", "seat"),
                 _list("Machines", "computer", "activation"),
+                _list("Leases", "timelapse", "lease"),
+                _list("License files", "description", "licensefile"),
                 _list("Holds", "pause_circle", "hold"),
                 _list("Keys", "password", "licensekey"),
                 _list("Terms", "date_range", "term"),

@@ -4,6 +4,7 @@ Each view gets its object through `access`, asks one rule to make the change, an
 what the rule answered. No rule stands here, and a key leaves only as a download.
 """
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -22,13 +23,16 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
-from licensing import customers, keys, seats
+from licensing import customers, keys, leases, license_files, seats
 from licensing.errors import Forbidden, Invalid, LicensingError, Missing, Refused, TooMany
-from licensing.models import License, Member, Seat
+from licensing.models import Lease, License, Member, Seat
+from licensing.states import SeatKind
 from portal import access, overview
 from portal.forms import (
     AssignForm,
+    EndLeaseForm,
     LicenseFilter,
+    OfflineForm,
     ReleaseForm,
     RevealForm,
     RuleForm,
@@ -146,6 +150,65 @@ def transfer_seat(request: HttpRequest, seat_id: UUID) -> HttpResponse:
     return redirect("portal:license", license_id=seat.license_id)
 
 
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def end_lease(request: HttpRequest, lease_id: UUID) -> HttpResponse:
+    """Ask whether the lease is to end, then end it."""
+    lease, member = access.lease_or_404(request, lease_id)
+    _only(customers.MAY_MANAGE_SEATS, member)
+    form = EndLeaseForm(request.POST if request.method == "POST" else None)
+    if not form.is_valid():
+        return _lease_page(request, lease, form)
+    try:
+        leases.end(
+            lease=lease,
+            by=access.actor_of(request, member),
+            at=timezone.now(),
+            reason=form.cleaned_data["reason"],
+        )
+    except LicensingError as error:
+        form.blame(error)
+        return _lease_page(request, lease, form, status=_status_of(error))
+    messages.success(request, "The lease is ended. Somebody else can work now.")
+    return redirect("portal:license", license_id=lease.license_id)
+
+
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def activate_offline(request: HttpRequest, license_id: UUID) -> HttpResponse:
+    """Take the request file of a machine without a network, then send its license file."""
+    found, member = access.license_or_404(request, license_id)
+    _only(customers.MAY_MANAGE_SEATS, member)
+    terms, at = found.plan_revision, timezone.now()
+    named = terms.seat_required and terms.seat_kind == SeatKind.NAMED
+    if request.method != "POST":
+        return _offline_page(request, found, OfflineForm(named=named))
+    form = OfflineForm(request.POST, request.FILES, named=named)
+    if not form.is_valid():
+        return _offline_page(request, found, form, status=400)
+    try:
+        asked = license_files.read_request(form.cleaned_data["request"], at)
+        issued = license_files.issue(
+            license=found,
+            by=access.actor_of(request, member),
+            at=at,
+            request=asked,
+            encrypt=asked.encryption_key is not None,
+            seat_holder=form.cleaned_data.get("seat_holder") or None,
+        )
+    except LicensingError as error:
+        form.blame(error)
+        return _offline_page(request, found, form, status=_status_of(error))
+    name = f"{found.product.code}-{re.sub('[^A-Za-z0-9]', '', issued.record.activation.fingerprint)[-8:]}"
+    return HttpResponse(
+        issued.text,
+        content_type="application/octet-stream",
+        headers={"Content-Disposition": f'attachment; filename="{name}.lic"', "Cache-Control": "no-store"},
+    )
+
+
 def _back_here_after_password(
     view: Callable[..., HttpResponseBase],
 ) -> Callable[..., HttpResponseBase]:
@@ -249,6 +312,32 @@ def _seat_page(
         "form": form,
     }
     return render(request, template, context, status=status or (400 if form.errors else 200))
+
+
+def _lease_page(request: HttpRequest, lease: Lease, form: RuleForm, status: int | None = None) -> HttpResponse:
+    if form.errors:
+        form.focus_on_error()
+    lease.refresh_from_db()
+    context = {
+        "lease": overview.lease_line(lease, timezone.now()),
+        "license_id": lease.license_id,
+        "product": lease.license.product.name,
+        "form": form,
+    }
+    return render(request, "portal/end_lease.html", context, status=status or (400 if form.errors else 200))
+
+
+def _offline_page(request: HttpRequest, found: License, form: OfflineForm, status: int = 200) -> HttpResponse:
+    if form.errors:
+        form.focus_on_error()
+    context = {
+        "license_id": found.pk,
+        "product": found.product.name,
+        "plan": found.plan_revision.plan.name,
+        "offline": overview.offline_words(found),
+        "form": form,
+    }
+    return render(request, "portal/activate_offline.html", context, status=status)
 
 
 def _key_page(request: HttpRequest, found: License, form: RevealForm, status: int = 200) -> HttpResponse:

@@ -29,6 +29,8 @@ class Filters(filters.FilterSet):
         for name, value in self.data.items():
             if name in self.filters and value == "":
                 raise Invalid("A filter needs a value. Leave it out to see all.", pointer=f"/{name}")
+            if isinstance(self.filters.get(name), filters.BooleanFilter) and value not in ("true", "false"):
+                raise Invalid(f"{name} is true or false.", pointer=f"/{name}")
         return bool(super().is_valid())
 
 

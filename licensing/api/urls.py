@@ -3,7 +3,7 @@
 from django.urls import path
 from rest_framework.routers import SimpleRouter
 
-from licensing.api import views
+from licensing.api import leases, views
 
 router = SimpleRouter(trailing_slash=False, use_regex_path=False)
 router.register("products", views.ProductViews)
@@ -14,6 +14,8 @@ router.register("members", views.MemberViews)
 router.register("licenses", views.LicenseViews)
 router.register("seats", views.SeatViews)
 router.register("activations", views.ActivationViews)
+router.register("leases", leases.LeaseViews)
+router.register("license-files", leases.LicenseFileViews)
 router.register("credentials", views.CredentialViews)
 router.register("anomalies", views.AnomalyViews)
 router.register("audit-entries", views.AuditEntryViews)

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 import licensing.models
-from licensing import activations, anomalies, catalog, lifecycle, seats
+from licensing import activations, anomalies, catalog, license_files, lifecycle, seats
 from licensing.models import (
     Activation,
     Anomaly,
@@ -22,9 +22,7 @@ from licensing.models import (
     IdempotencyRecord,
     JobState,
     KeyCanary,
-    Lease,
     License,
-    LicenseFile,
     LicenseKey,
     RequestNonce,
     RingReader,
@@ -37,6 +35,7 @@ from tests.factories import (
     BY,
     make_credential,
     make_customer,
+    make_license,
     make_license_and_key,
     make_member,
     make_revision,
@@ -55,6 +54,9 @@ def world() -> dict[str, str]:
     license, key = make_license_and_key(customer=member.customer)
     seats.assign(license=license, holder="ann@example.com", by=BY, at=AT)
     activations.activate(license=license, fingerprint="f" * 32, name="Ann's laptop", by=BY, at=AT)
+    floating = make_license(customer=member.customer, seat_kind="floating")
+    machine = activations.activate(license=floating, fingerprint="g" * 32, by=BY, at=AT).activation
+    license_files.issue(license=floating, activation=machine, by=BY, at=AT)  # and with it a lease
     lifecycle.hold(license=license, reason="unpaid", by=BY, at=AT)
     catalog.add_release(product=license.product, version="1.0", released_at=AT, by=BY, at=AT)
     catalog.draft(plan=license.plan_revision.plan, by=BY, at=AT, grants=[catalog.Grant("export")])
@@ -77,7 +79,7 @@ def world() -> dict[str, str]:
         username="ann@example.com", ip_address="192.0.2.1", path_info="/admin/login/", failures_since_start=6,
         get_data="", post_data="typed=PASSWORD-TYPED",
     )  # fmt: skip
-    row = LicenseKey.objects.get()
+    row = LicenseKey.objects.get(license=license)
     return {
         "key": key,
         "sealed": row.sealed,
@@ -101,7 +103,7 @@ def assert_no_secret(response: Any, secrets: dict[str, str]) -> None:
 
 
 def test_all_models_are_registered() -> None:
-    of_machines = {RequestNonce, KeyCanary, RingReader, Lease, LicenseFile}  # nothing a person could read anything from
+    of_machines = {RequestNonce, KeyCanary, RingReader}  # nothing a person could read anything from
     expected = {getattr(licensing.models, name) for name in licensing.models.__all__} | {User}
     expected -= of_machines
 

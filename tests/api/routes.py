@@ -6,10 +6,14 @@ and server ("own") and with another customer's ("other").
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
+from licensing import leases, license_files
+from licensing.models import Lease, License, LicenseFile
 from tests.api.conftest import World
+from tests.factories import BY, make_license
 
 _numbers = count(1)
 
@@ -53,10 +57,31 @@ class Route:
             "revision": world.revision.pk,
             "seat": world.seat.pk,
         }
+        if "lease" in self.template:  # made here, before a test counts what is written
+            names["lease"] = _lease(world).pk
+        if "{license_file}" in self.template:
+            names["license_file"] = _license_file(world).pk
         return self.template.format(**names | instead)
 
     def payload(self, world: World) -> Any:
         return self.body(world) if self.body else None
+
+
+def _floating(world: World) -> License:
+    """Return the first customer's license whose seats float; its key is nobody's in the table."""
+    found = License.objects.filter(customer=world.customer, plan_revision__seat_kind="floating").first()
+    return found or make_license(customer=world.customer, seat_kind="floating", at=datetime.now(UTC))
+
+
+def _lease(world: World) -> Lease:
+    license = _floating(world)
+    return license.leases.first() or leases.check_out(license=license, by=BY, at=datetime.now(UTC)).lease
+
+
+def _license_file(world: World) -> LicenseFile:
+    made = LicenseFile.objects.filter(license=world.license).first()
+    at = datetime.now(UTC)
+    return made or license_files.issue(license=world.license, activation=world.activation, by=BY, at=at).record
 
 
 def _read(template: str, scope: str, own: int, other: int, **more: Any) -> Route:
@@ -118,6 +143,49 @@ ROUTES = [
         other_key=404,
     ),
     _read("/entitlements?license={license}", "validate", own=200, other=404, key=200, other_key=404),
+    # leases, and license files: also with a license key
+    _read("/leases", "leases", own=200, other=200, key=200, other_key=200),
+    _read("/leases/{lease}", "leases", own=200, other=404, key=404, other_key=404),
+    Route(
+        "POST",
+        "/leases",
+        "leases",
+        vendor=201,
+        own=201,
+        other=404,
+        key=404,
+        other_key=404,
+        body=lambda world: {"license": str(_floating(world).pk)},
+        once=True,
+    ),
+    Route(
+        "POST",
+        "/leases/{lease}/renew",
+        "leases",
+        vendor=200,
+        own=200,
+        other=404,
+        key=404,
+        other_key=404,
+        body=lambda world: {"ttl_seconds": 60},
+        optional_body=True,
+        once=True,
+    ),
+    Route("DELETE", "/leases/{lease}", "leases", vendor=204, own=204, other=404, key=404, other_key=404),
+    _read("/license-files", "activations", own=200, other=200, key=200, other_key=200),
+    _read("/license-files/{license_file}", "activations", own=200, other=404, key=200, other_key=404),
+    Route(
+        "POST",
+        "/license-files",
+        "activations",
+        vendor=201,
+        own=201,
+        other=404,
+        key=201,
+        other_key=404,
+        body=lambda world: {"license": str(world.license.pk), "fingerprint": world.activation.fingerprint},
+        once=True,
+    ),
     # seats
     _read("/seats", "seats:read", own=200, other=200),
     _read("/seats/{seat}", "seats:read", own=200, other=404),

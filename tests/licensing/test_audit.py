@@ -7,7 +7,19 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 
-from licensing import activations, anomalies, audit, catalog, credentials, customers, keys, lifecycle, seats
+from licensing import (
+    activations,
+    anomalies,
+    audit,
+    catalog,
+    credentials,
+    customers,
+    keys,
+    leases,
+    license_files,
+    lifecycle,
+    seats,
+)
 from licensing.models import Anomaly, AuditEntry, License, LicenseKey
 from licensing.states import Severity
 from tests.factories import (
@@ -32,6 +44,14 @@ def seat(**terms: Any) -> Any:
 
 def machine() -> Any:
     return activations.activate(license=make_license(), fingerprint="f" * 16, by=BY, at=AT).activation
+
+
+def floating() -> License:
+    return make_license(seat_kind="floating")
+
+
+def lease() -> Any:
+    return leases.check_out(license=floating(), by=BY, at=AT).lease
 
 
 def held() -> License:
@@ -147,6 +167,19 @@ RULES: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
         lambda row: activations.activate(license=row, fingerprint="g" * 16, by=BY, at=AT),
     ),
     ("activation.ended", machine, lambda row: activations.deactivate(activation=row, by=BY, at=AT)),
+    ("lease.checked_out", floating, lambda row: leases.check_out(license=row, by=BY, at=AT)),
+    ("lease.checked_in", lease, lambda row: leases.check_in(lease=row, by=BY, at=AT)),
+    ("lease.ended", lease, lambda row: leases.end(lease=row, by=BY, at=AT)),
+    (
+        "lease.reclaimed",
+        lease,
+        lambda row: leases.reclaim(license_id=row.license_id, at=AT + timedelta(days=1)),
+    ),
+    (
+        "license_file.issued",
+        machine,
+        lambda row: license_files.issue(license=row.license, activation=row, by=BY, at=AT),
+    ),
     ("key.rotated", make_license, lambda row: keys.rotate(license=row, by=BY, reason="lost", at=AT)),
     ("key.revealed", make_license, lambda row: keys.reveal(license=row, by=BY, reason="asked", at=AT)),
     ("anomaly.acknowledged", anomaly, lambda row: anomalies.acknowledge(anomaly=row, by=BY, at=AT)),
@@ -217,13 +250,26 @@ def test_it_walks_every_rule_that_changes_something():
         "status_of", "term_at", "digests", "find", "normalized", "checked", "diff", "authenticate", "place_of",
         "flag", "flag_later", "record_waiting", "heartbeat", "lock", "take",
         "give_back", "touch", "create_key", "issue", "invite", "look_up",
+        # of leases and license files; a heartbeat (`renew`) is no entry
+        "due", "lag", "statement", "usable", "floats", "offline_period", "read_request", "armour", "unarmour",
     }  # fmt: skip
     # `transfer`, `release_all`, `deactivate_all` write one entry per thing let go: their own tests count them.
-    several = {"rescope", "transfer", "release_all", "deactivate_all", "retire_all"}
+    several = {"rescope", "transfer", "release_all", "deactivate_all", "retire_all", "end_all"}
     walked = {code for _, _, rule in RULES for code in rule.__code__.co_names}
     public = {
         name
-        for module in (lifecycle, seats, activations, keys, catalog, customers, credentials, anomalies)
+        for module in (
+            lifecycle,
+            seats,
+            leases,
+            license_files,
+            activations,
+            keys,
+            catalog,
+            customers,
+            credentials,
+            anomalies,
+        )
         for name, value in vars(module).items()
         if callable(value)
         and getattr(value, "__module__", "") == module.__name__

@@ -56,8 +56,8 @@ def test_it_names_what_it_is_about(action, given, rule):
 
     entry = AuditEntry.objects.exclude(pk__in=known).get()
     assert entry.object_id
-    assert bool(entry.license_id) is (entry.object_kind in ("license", "seat", "activation"))
-    if entry.object_kind in ("license", "seat", "activation", "customer", "member"):
+    assert bool(entry.license_id) is (entry.object_kind in ("license", "seat", "activation", "lease", "licensefile"))
+    if entry.object_kind in ("license", "seat", "activation", "lease", "licensefile", "customer", "member"):
         assert entry.customer_id
 
 

@@ -389,8 +389,6 @@ MALFORMED = {
     "a key id longer than the column": _ring_with(kid="k" * 33),
     "a key id with a quote": _ring_with(kid='a"b'),
     "one id twice": json.dumps({"keys": json.loads(KeyRing.generate().dump())["keys"] * 2}),
-    "no primary": _ring_of(("seal", "active"), ("digest", "primary"), ("sign", "primary")),
-    "a purpose missing": _ring_of(("seal", "primary"), ("digest", "primary")),
     "two primaries": _ring_of(("seal", "primary"), ("seal", "primary"), ("digest", "primary"), ("sign", "primary")),
     "truncated": KeyRing.generate().dump()[:-20],
 }
@@ -404,6 +402,22 @@ def test_it_refuses_a_malformed_ring_in_words_without_its_material(text):
     assert "." in str(refused.value)
     for row in _rows(text):
         assert str(row.get("material", "none"))[:20] not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "lacking"),
+    [
+        ((("seal", "active"), ("digest", "primary"), ("sign", "primary")), "seal"),
+        ((("seal", "primary"), ("digest", "primary")), "sign"),
+    ],
+    ids=["no primary", "a purpose missing"],
+)
+def test_it_does_without_a_purpose_until_that_is_needed(keys, lacking):
+    found = KeyRing.parse(_ring_of(*keys))
+
+    assert found.primary("digest")
+    with pytest.raises(KeyRingError, match=lacking):
+        found.primary(lacking)
 
 
 def _rows(text: str) -> list[dict]:

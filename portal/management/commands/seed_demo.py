@@ -20,12 +20,24 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 from django.utils import timezone
 
-from licensing import audit, catalog, credentials, crypto, customers, keys, lifecycle, seats, sweeps
+from licensing import (
+    activations,
+    audit,
+    catalog,
+    credentials,
+    crypto,
+    customers,
+    keys,
+    leases,
+    lifecycle,
+    seats,
+    sweeps,
+)
 from licensing.catalog import Grant
 from licensing.ids import uuid7
 from licensing.keyformat import generate, parse
-from licensing.models import Credential, Customer, License, LicenseKey, Member, PlanRevision, Product, Term
-from licensing.states import HoldReason, RevisionState, SeatState
+from licensing.models import Credential, Customer, Lease, License, LicenseKey, Member, PlanRevision, Product, Term
+from licensing.states import HoldReason, RevisionState, SeatKind, SeatState
 
 BY = audit.system("seed-demo")
 DAY = timedelta(days=1)
@@ -169,6 +181,9 @@ def seed(at: datetime) -> dict[str, Any]:
         .prefetch_related("holds")
         .order_by("id")[: len(LICENSES)]
     )
+    for row in rows:
+        if row.plan_revision.seat_kind == SeatKind.FLOATING:
+            _work(row, at)
     return {
         "base_url": settings.PUBLIC_URL,
         "staff": [_person(email, role, staff=True) for email, role in STAFF],
@@ -287,6 +302,22 @@ def _license(customer: Customer, product: Product, plan: str, issued_at: datetim
         lifecycle.hold(license=license, reason=HoldReason.UNPAID, by=BY, at=at - DAY, note="Invoice overdue.")
     if state == "revoked":
         lifecycle.revoke(license=license, by=BY, at=at - 2 * DAY, reason="Refunded.")
+
+
+def _work(license: License, at: datetime) -> None:
+    """Have a few machines at work on a floating license right now, one of them borrowed for a journey."""
+    if Lease.objects.filter(license=license, ended_at=None, expires_at__gt=at).exists():
+        return
+    for name, ago, offline in (("Drawing office 1", 95, False), ("Drawing office 2", 12, False), ("Van 3", 180, True)):
+        since = at - timedelta(minutes=ago)
+        machine = activations.activate(
+            license=license, fingerprint=f"demo-machine-{name.lower().replace(' ', '-')}", name=name, by=BY, at=since
+        ).activation
+        lease = leases.check_out(
+            license=license, fingerprint=machine.fingerprint, activation=machine, offline=offline, by=BY, at=since
+        ).lease
+        if not offline:
+            leases.renew(lease=lease, at=at, ttl=timedelta(hours=8))
 
 
 def _person(email: str, role: str, *, staff: bool = False) -> dict[str, str]:
