@@ -61,9 +61,15 @@ class _Connection:
 
 
 def run(
-    port: int, requests: Sequence[bytes], *, seconds: float, connections: int = 32, rate: float | None = None
+    port: int,
+    requests: Sequence[bytes],
+    *,
+    seconds: float,
+    connections: int = 32,
+    rate: float | None = None,
+    at_most: int | None = None,
 ) -> Load:
-    """Send the requests in turn for a while, as fast as answers come or at a steady `rate` a second."""
+    """Send the requests in turn for a while or until `at_most` are sent, as answers come or at a `rate` a second."""
     load = Load()
     waiting = selectors.DefaultSelector()
     idle = [_Connection(port) for _ in range(connections)]
@@ -75,7 +81,11 @@ def run(
     try:
         while True:
             now = time.perf_counter()
+            if at_most is not None and position >= at_most:
+                until = now
             allowed = len(idle) if rate is None else min(len(idle), int((now - begun) * rate) - position)
+            if at_most is not None:
+                allowed = min(allowed, at_most - position)
             for _ in range(max(allowed, 0) if now < until else 0):
                 idle.pop().send(requests[position % len(requests)])
                 position += 1
