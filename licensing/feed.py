@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import redis
@@ -25,6 +26,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from licensing import anomalies
+from licensing.background import Periodic
 from licensing.states import Severity
 
 log = structlog.get_logger(__name__)
@@ -33,6 +35,7 @@ FRESH_SECONDS = 8.0
 FRESH_ALONE_SECONDS = 1.0
 ALIVE_SECONDS = 1.0
 TOMBSTONE_SECONDS = 60
+PATIENT_SECONDS = 0.5  # a change waits so long to be announced; a question only a tenth of it
 ALWAYS = 2**62  # the revision of a row that has none: no copy from before the change counts
 _AGAIN_SECONDS = 1.0
 _STREAM_LENGTH = 20_000
@@ -131,6 +134,8 @@ _floors_lock = threading.Lock()
 _heard_at = float("-inf")
 _follower: threading.Thread | None = None
 _away_until = 0.0
+_unsaid: dict[str, int] = {}
+_mute_until = 0.0
 _local = threading.local()
 
 
@@ -152,11 +157,54 @@ def announce(row: object, revision: int = ALWAYS) -> None:
     _heard(name, revision)
     if not settings.REDIS_URL:
         return
+    if time.monotonic() >= _mute_until and _say(name, revision):
+        return
+    log.error("change_not_announced", row=name)
+    with _floors_lock:
+        _unsaid[name] = max(revision, _unsaid.get(name, 0))
+    announcing.wake()
+
+
+def _say(name: str, revision: int) -> bool:
+    """Tell Redis; return whether it heard. More patient than a question: a copy that stays costs more than a wait."""
+    global _mute_until
     try:
-        call("EVAL", _ANNOUNCE, 2, _key(f"tombstone:{name}"), _key("changes"), name, revision, TOMBSTONE_SECONDS,
-             _STREAM_LENGTH, _key(f"last:{name}"))  # fmt: skip
+        _patient(settings.REDIS_URL).eval(
+            _ANNOUNCE,
+            2,
+            _key(f"tombstone:{name}"),
+            _key("changes"),
+            name,
+            revision,
+            TOMBSTONE_SECONDS,
+            _STREAM_LENGTH,
+            _key(f"last:{name}"),
+        )
     except redis.RedisError:
-        log.error("change_not_announced", row=name)
+        _mute_until = time.monotonic() + _AGAIN_SECONDS
+        return False
+    return True
+
+
+def say_again() -> int:
+    """Announce what could not be announced before; return how many changes."""
+    done = 0
+    for name, revision in list(_unsaid.items()):
+        if time.monotonic() < _mute_until or not _say(name, revision):
+            return done
+        with _floors_lock:
+            if _unsaid.get(name) == revision:
+                del _unsaid[name]
+        done += 1
+    return done
+
+
+announcing = Periodic("announcements", 0.1, say_again)
+
+
+@lru_cache(maxsize=2)
+def _patient(url: str) -> redis.Redis:
+    return redis.Redis.from_url(url, socket_timeout=PATIENT_SECONDS, socket_connect_timeout=PATIENT_SECONDS)
 
 
 # One step: a tombstone never falls, whoever comes first.
@@ -288,9 +336,10 @@ def _follow() -> None:
 
 def forget() -> None:
     """Forget what is kept and what was heard, and connect anew: for tests, and after settings changed."""
-    global _away_until
+    global _away_until, _mute_until
     for kept in _everything:
         kept.clear()
     _floors.clear()
-    _away_until = 0.0
+    _unsaid.clear()
+    _away_until = _mute_until = 0.0
     _local.__dict__.clear()

@@ -216,6 +216,21 @@ def test_it_confirms_what_is_in_use_without_reading_it_again(
     assert source(license) in ("database", "redis")
 
 
+def test_it_announces_later_what_redis_did_not_hear(near: Redis, license: License, settings: Any) -> None:
+    here = settings.REDIS_URL
+    source(license)
+    settings.REDIS_URL = f"redis://127.0.0.1:{free_port()}/0"
+    lifecycle.hold(license=license, reason="staff", by=BY, at=timezone.now())
+    settings.REDIS_URL = here
+    feed._mute_until = 0.0
+
+    assert feed.say_again() == 1
+
+    revision = License.objects.get(pk=license.pk).revision
+    assert int(feed._patient(here).get(f"{_prefix()}tombstone:{license.pk}")) == revision
+    assert feed.say_again() == 0
+
+
 # --- the database away ------------------------------------------------------------------------------
 
 
