@@ -20,7 +20,7 @@ ENV PATH=/srv/licentia/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECOD
     LICENTIA_ENV=production VAR_DIR=/var/lib/licentia PORT=8000
 RUN groupadd --gid 10001 licentia \
     && useradd --uid 10001 --gid licentia --no-create-home --home-dir /var/lib/licentia --shell /usr/sbin/nologin licentia \
-    && install --directory --owner licentia --group licentia --mode 0700 /var/lib/licentia /keys
+    && install --directory --owner licentia --group licentia --mode 0700 /var/lib/licentia /keys /audit
 WORKDIR /srv/licentia
 # Owned by root: the program cannot change itself.
 COPY --from=build /srv/licentia /srv/licentia

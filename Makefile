@@ -35,10 +35,14 @@ test: $(DEV) ## the whole suite on PostgreSQL and Redis, then what touches the d
 	$(PYTEST) -n $(WORKERS) --durations=20 --ignore=tests/e2e $(ARGS)
 	$(PYTEST) -n $(WORKERS) --database=sqlite --ignore=tests/e2e $(ARGS)
 
-test-all: $(DEV) ## the same on the machine's PostgreSQL, on PostgreSQL 18 of the wheel, and on SQLite
-	$(PYTEST) -n $(WORKERS) --postgres=machine --ignore=tests/e2e $(ARGS)
-	$(PYTEST) -n $(WORKERS) --postgres=wheel --ignore=tests/e2e $(ARGS)
-	$(PYTEST) -n $(WORKERS) --database=sqlite --ignore=tests/e2e $(ARGS)
+# The whole suite calls by one door, tests/api then by the other one as well.
+test-all: $(DEV) ## the same on every database at hand, and every API test through both doors
+	$(PYTEST) -n $(WORKERS) --postgres=machine --door=django --ignore=tests/e2e $(ARGS)
+	$(PYTEST) -n $(WORKERS) --postgres=machine --door=fast tests/api $(ARGS)
+	$(PYTEST) -n $(WORKERS) --postgres=wheel --door=django --ignore=tests/e2e $(ARGS)
+	$(PYTEST) -n $(WORKERS) --postgres=wheel --door=fast tests/api $(ARGS)
+	$(PYTEST) -n $(WORKERS) --database=sqlite --door=fast --ignore=tests/e2e $(ARGS)
+	$(PYTEST) -n $(WORKERS) --database=sqlite --door=django tests/api $(ARGS)
 
 check: $(DEV) ## lint, types, import contracts, Django's checks, migrations, OpenAPI drift, templates
 	@.ci/check
@@ -46,11 +50,18 @@ check: $(DEV) ## lint, types, import contracts, Django's checks, migrations, Ope
 e2e: $(DEV) ## the browser suite in a real Chromium
 	.ci/chromium $(PYTEST) tests/e2e $(ARGS)
 
-faults: $(DEV) ## the long fault runs
-	LICENTIA_SOAK=1 $(PYTEST) tests/faults --durations=20 $(ARGS)
+faults: $(DEV) ## the long fault runs on both databases; writes their table into docs/reliability.md
+	@rm -f var/faults.jsonl; mkdir -p var
+	LICENTIA_SOAK=1 LICENTIA_FAULTS_TABLE=$(CURDIR)/var/faults.jsonl $(PYTEST) tests/faults --durations=20 $(ARGS)
+	LICENTIA_SOAK=1 LICENTIA_FAULTS_TABLE=$(CURDIR)/var/faults.jsonl $(PYTEST) tests/faults --durations=20 --database=sqlite $(ARGS)
+	LICENTIA_SOAK=1 $(PYTHON) -m tests.faults.table var/faults.jsonl
 
-soak: $(DEV) ## the long concurrency runs
-	LICENTIA_SOAK=1 $(PYTEST) tests/concurrency --durations=20 $(ARGS)
+LONG_BILLING := tests/billing/test_rollout.py tests/billing/test_switches.py
+
+soak: $(DEV) ## the long concurrency, billing and security runs; each defence taken away, to see a test notice
+	LICENTIA_SOAK=1 $(PYTEST) tests/concurrency tests/security tests/anomalies tests/billing/test_pricing.py $(LONG_BILLING) --durations=20 $(ARGS)
+	LICENTIA_SOAK=1 $(PYTEST) --database=sqlite $(LONG_BILLING) --durations=20 $(ARGS)
+	$(PYTHON) -m tests.security.mutations
 
 bench: $(DEV) ## measure the figures of docs against their goals (ONLY=validate,usage for a part)
 	$(PYTHON) -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)

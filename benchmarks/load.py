@@ -33,8 +33,8 @@ class Load:
 
 
 class _Connection:
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), source_address=(source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""
         self.sent_at = 0.0
@@ -68,11 +68,13 @@ def run(
     connections: int = 32,
     rate: float | None = None,
     at_most: int | None = None,
+    source: str = "127.0.0.1",
 ) -> Load:
-    """Send the requests in turn for a while or until `at_most` are sent, as answers come or at a `rate` a second."""
+    """Send the requests in turn for a while or until `at_most` are sent, as answers come or at a `rate` a second, from
+    the loopback address `source`."""
     load = Load()
     waiting = selectors.DefaultSelector()
-    idle = [_Connection(port) for _ in range(connections)]
+    idle = [_Connection(port, source) for _ in range(connections)]
     for connection in idle:
         waiting.register(connection.socket, selectors.EVENT_READ, connection)
     everybody = list(idle)
@@ -100,7 +102,7 @@ def run(
                 status = int(answer[9:12])
                 load.statuses[status] = load.statuses.get(status, 0) + 1
                 load.answered += 1
-                load.failed += status != 200
+                load.failed += not 200 <= status < 300
                 idle.append(connection)
     finally:
         load.seconds = time.perf_counter() - begun

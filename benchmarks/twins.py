@@ -9,6 +9,7 @@ import uuid
 from typing import Any
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.http import HttpRequest, JsonResponse
 from django.utils import timezone
 from rest_framework import serializers
@@ -96,7 +97,7 @@ class Twin(APIView):
         now = int(time.time())
         token = jwt.encode(
             {"sub": shown["id"], "jti": str(uuid.uuid4()), "iat": now, "exp": now + 86_400, "valid": valid},
-            key.private,
+            Ed25519PrivateKey.from_private_bytes(key.material),
             algorithm="EdDSA",
             headers={"kid": key.kid, "typ": "license+jwt"},
         )

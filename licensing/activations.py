@@ -4,7 +4,6 @@ A fingerprint is the client's digest of its machine: compared, never interpreted
 seats: one conditional update with a CHECK behind it.
 """
 
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -13,14 +12,32 @@ from django.db import IntegrityError, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Greatest
 
-from licensing import audit, keyformat, seats, signatures, snapshots, stamps
+from licensing import (
+    anomalies,
+    audit,
+    fingerprints,
+    keyformat,
+    leases,
+    observations,
+    proofs,
+    seats,
+    signatures,
+    snapshots,
+    stamps,
+)
 from licensing.audit import Actor
-from licensing.errors import Invalid, Missing, Refused
+from licensing.errors import Missing, Refused
 from licensing.models import Activation, License, Seat
 from licensing.seats import LicenseNotUsable
-from licensing.states import FingerprintScope, LicenseStatus, SeatKind, SeatState, ValidityBasis, timed_status_at
-
-FINGERPRINT = re.compile(r"[A-Za-z0-9._:+/=-]{16,128}")
+from licensing.states import (
+    FingerprintScope,
+    LicenseStatus,
+    SeatKind,
+    SeatState,
+    Severity,
+    ValidityBasis,
+    timed_status_at,
+)
 
 
 class ActivationLimitReached(Refused):
@@ -86,9 +103,11 @@ def activate(
         LicenseNotUsable: revoked, held, expired, not started or a draft.
         Invalid: the fingerprint is malformed.
     """
-    checked(fingerprint)
+    fingerprints.checked(fingerprint)
     holder = seats.normalized(seat_holder) if seat_holder else None
     name = keyformat.redact(name)
+    observations.used(str(license.pk), fingerprint, None, at)
+    observations.note("attempt", str(license.pk), fingerprint, at)
     for _ in range(3):
         known = _live(license, fingerprint)
         if known is not None:
@@ -125,25 +144,29 @@ def activate(
 
 
 def deactivate(*, activation: Activation, by: Actor, at: datetime, reason: str = "") -> Activation:
-    """Let the machine go; its place is free at once. Doing it twice changes nothing.
+    """Let the machine go; its place is free at once, and so is the floating seat it has out, unless it borrowed it.
+    Doing it twice changes nothing.
 
     Raises:
         ActivationChurnExceeded: the plan revision allows no further deactivation within its window.
     """
     with transaction.atomic():
         license = seats.lock(activation.license_id)
-        row = Activation.objects.select_for_update().get(pk=activation.pk)
+        row = Activation.objects.select_for_update(no_key=True).get(pk=activation.pk)
         if row.deactivated_at is not None:
             return row
         _allow_churn(license, at)
         _close(row, by=by, at=at, reason=reason)
         _give_back(license.pk, 1, at)
+        leases.let_go(license=license, fingerprint=row.fingerprint, by=by, at=at, reason=reason)
     return row
 
 
 def deactivate_all(*, license: License, by: Actor, at: datetime, reason: str) -> int:
     """Let every machine of a license the caller has locked go; churn limits do not apply. Return how many."""
-    rows = list(Activation.objects.select_for_update().filter(license=license, deactivated_at=None).order_by("pk"))
+    rows = list(
+        Activation.objects.select_for_update(no_key=True).filter(license=license, deactivated_at=None).order_by("pk")
+    )
     for row in rows:
         _close(row, by=by, at=at, reason=reason)
     if rows:
@@ -158,7 +181,11 @@ def rescope(*, license: License) -> None:
         FingerprintInUse: one of them is active on another license of the product.
     """
     scope = _scope(license)
-    live = Activation.objects.select_for_update().filter(license=license, deactivated_at=None).exclude(scope=scope)
+    live = (
+        Activation.objects.select_for_update(no_key=True)
+        .filter(license=license, deactivated_at=None)
+        .exclude(scope=scope)
+    )
     for row in live.order_by("pk"):
         if scope == license.product_id and _elsewhere(license, row.fingerprint):
             raise FingerprintInUse(
@@ -168,21 +195,27 @@ def rescope(*, license: License) -> None:
         row.save()
 
 
-def heartbeat(*, activation: Activation, at: datetime) -> Activation:
-    """Note that the machine was seen. Raises `Missing` when it is deactivated, `LicenseNotUsable`."""
-    _usable(activation.license, at)
+def heartbeat(*, activation: Activation, at: datetime, clock_turned_back: bool = False) -> Activation:
+    """Note that the machine was seen, and what it says of its own clock: it is the one who would notice.
+
+    Raises `Missing` when it is deactivated, `LicenseNotUsable`.
+    """
     if activation.deactivated_at is not None:
         raise Missing("This activation has ended.")
+    if clock_turned_back:
+        anomalies.flag(
+            rule="clock_turned_back",
+            severity=Severity.MEDIUM,
+            object_kind="activation",
+            object_id=str(activation.pk),
+            license_id=activation.license_id,
+            at=at,
+            evidence={"fingerprint": activation.fingerprint},
+        )
+    _usable(activation.license, at)
     stamps.seen(activation.pk, at)
     activation.last_seen_at = at
     return activation
-
-
-def checked(fingerprint: str) -> str:
-    """Return the fingerprint if it is well-formed. Raises `Invalid`."""
-    if not FINGERPRINT.fullmatch(fingerprint):
-        raise Invalid("A fingerprint has 16 to 128 characters of A-Z a-z 0-9 . _ : + / = -", pointer="/fingerprint")
-    return fingerprint
 
 
 def _live(license: License, fingerprint: str) -> Activation | None:
@@ -208,7 +241,7 @@ def _register(known: Activation, public_key: bytes, counter: int, *, by: Actor, 
     thumbprint = signatures.thumbprint(public_key)
     with transaction.atomic():
         license = seats.lock(known.license_id)
-        row = Activation.objects.select_for_update().get(pk=known.pk)
+        row = Activation.objects.select_for_update(no_key=True).get(pk=known.pk)
         if row.deactivated_at is not None:
             raise Missing("This activation has ended.")
         if row.key_thumbprint == thumbprint:
@@ -306,6 +339,7 @@ def _seat_of(license: License, holder: str | None) -> Seat | None:
 
 def _start_clock(license: License, *, by: Actor, at: datetime) -> None:
     """Note the first activation, from which some revisions count the validity."""
+    proofs.check(license)
     license.first_activated_at = at
     terms = license.plan_revision
     span = terms.duration if terms.validity_basis == ValidityBasis.FROM_FIRST_ACTIVATION else None
@@ -320,6 +354,7 @@ def _start_clock(license: License, *, by: Actor, at: datetime) -> None:
             at=at,
             after={"expires_at": license.expires_at},
         )
+        proofs.seal(license)
     license.save()
 
 

@@ -1,20 +1,24 @@
 """Anomalies: suspicions recorded at once, resolved by a person.
 
 `flag` may be called from anywhere, also where there is no transaction or the one there is fails: it never
-raises into the request it observes, and says loudly in the log when it cannot write.
+raises into the request it observes, and says loudly in the log when it cannot write. People are told of what it wrote
+by `watching`, within seconds.
 """
 
+import os
+import threading
 from collections import deque
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import structlog
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.models import F
+from django.utils import timezone
 
-from licensing import audit
+from licensing import audit, events, rules
 from licensing.audit import Actor
 from licensing.background import Periodic
 from licensing.errors import Invalid, Refused
@@ -22,6 +26,9 @@ from licensing.models import Anomaly
 from licensing.states import AnomalyState, Severity
 
 log = structlog.get_logger(__name__)
+
+
+LONGEST_SNOOZE = timedelta(days=90)
 
 
 class AlreadyResolved(Refused):
@@ -40,7 +47,10 @@ def flag(
     evidence: dict[str, Any],
     license_id: UUID | None = None,
 ) -> None:
-    """Record a suspicion: one row per rule, object and hour, with a count. `evidence` holds no secrets."""
+    """Record a suspicion: one row per rule, object and hour, with a count. `evidence` holds no secrets.
+
+    The row says by which version of the rule, and by which thresholds, it was judged first.
+    """
     log.warning("anomaly", rule=rule, severity=str(severity), object_kind=object_kind, object_id=object_id)
     hour_at = at.replace(minute=0, second=0, microsecond=0)
     same = {"rule": rule, "object_kind": object_kind, "object_id": object_id, "hour_at": hour_at}
@@ -53,14 +63,21 @@ def flag(
                     return
             try:
                 with transaction.atomic():
-                    Anomaly.objects.create(
+                    made = Anomaly.objects.create(
                         **same,
+                        **_judged_by(rule),
                         created_at=at,
                         severity=severity,
                         license_id=license_id,
                         first_at=at,
                         last_at=at,
                         evidence=kept,
+                    )
+                    events.emit(
+                        event_type=events.ANOMALY,
+                        at=at,
+                        data={"anomaly": str(made.pk), "rule": rule, "severity": str(severity), "object": object_kind},
+                        license_id=license_id,
                     )
                 return
             except IntegrityError as error:
@@ -70,7 +87,18 @@ def flag(
     log.error("anomaly_not_recorded", rule=rule, object_id=object_id, error=str(why))
 
 
+def _judged_by(rule_id: str) -> dict[str, Any]:
+    rule = rules.get(rule_id)
+    if rule is None:  # a test of the tree keeps it from happening; better a row than an error
+        log.error("rule_not_registered", rule=rule_id)
+        return {}
+    now = rules.current(rule_id)
+    return {"rule_version": rule.version, "revision": now.number, "thresholds": now.thresholds}
+
+
 _later: deque[dict[str, Any]] = deque(maxlen=10_000)
+_recording = threading.Lock()
+os.register_at_fork(after_in_child=_later.clear)  # what waits is the parent's to record
 
 
 def flag_later(**suspicion: Any) -> None:
@@ -87,8 +115,26 @@ def flag_later(**suspicion: Any) -> None:
     recording.wake()
 
 
+def service_away(*, name: str, error: BaseException) -> None:
+    """Say that a service we need cannot be used right now, off the request: for whoever just found out."""
+    log.error(f"{name}_away", error=type(error).__name__)
+    flag_later(
+        rule=f"{name}_away",
+        severity=Severity.CRITICAL if name == "database" else Severity.HIGH,
+        object_kind="service",
+        object_id=name,
+        at=timezone.now(),
+        evidence={"error": type(error).__name__},
+    )
+
+
 def record_waiting() -> int:
     """Record the suspicions that wait; return how many. What the database does not take now waits on."""
+    with _recording:
+        return _record_waiting()
+
+
+def _record_waiting() -> int:
     done = 0
     while _later:
         suspicion = {name: value for name, value in _later[0].items() if name != "hour"}
@@ -105,7 +151,7 @@ def record_waiting() -> int:
     return done
 
 
-recording = Periodic("anomalies", 1.0, record_waiting, at_stop=True)
+recording = Periodic("anomalies", 1.0, record_waiting, left=lambda: len(_later))
 
 
 def _kept(value: Any) -> Any:
@@ -135,9 +181,54 @@ def acknowledge(*, anomaly: Anomaly, by: Actor, at: datetime) -> Anomaly:
             before={"state": row.state},
             after={"state": AnomalyState.ACKNOWLEDGED},
         )
-        row.state = AnomalyState.ACKNOWLEDGED
+        row.state, row.snoozed_until = AnomalyState.ACKNOWLEDGED, None
         row.save()
     return row
+
+
+def snooze(*, anomaly: Anomaly, until: datetime, by: Actor, at: datetime, reason: str = "") -> Anomaly:
+    """Let it rest until an instant within the next 90 days; until then what its rule says of the same object is
+    recorded and alerts nobody. Raises `AlreadyResolved`; `Invalid` for another instant."""
+    if not at < until <= at + LONGEST_SNOOZE:
+        raise Invalid("Snooze it for at most 90 days, to an instant yet to come.", pointer="/until")
+    with transaction.atomic():
+        row = _open(anomaly)
+        audit.record(
+            action="anomaly.snoozed",
+            by=by,
+            on=row,
+            at=at,
+            before={"state": row.state, "snoozed_until": row.snoozed_until},
+            after={"state": AnomalyState.SNOOZED, "snoozed_until": until},
+            reason=reason,
+        )
+        row.state, row.snoozed_until = AnomalyState.SNOOZED, until
+        row.save()
+    return row
+
+
+def wake(*, at: datetime) -> int:
+    """Open what was snoozed until now; return how many."""
+    done = 0
+    for pk in list(
+        Anomaly.objects.filter(state=AnomalyState.SNOOZED, snoozed_until__lte=at).values_list("pk", flat=True)
+    ):
+        with transaction.atomic():
+            row = Anomaly.objects.select_for_update(no_key=True).get(pk=pk)
+            if row.state != AnomalyState.SNOOZED or row.snoozed_until is None or row.snoozed_until > at:
+                continue
+            audit.record(
+                action="anomaly.woken",
+                by=audit.system("anomaly-rules"),
+                on=row,
+                at=at,
+                before={"state": row.state},
+                after={"state": AnomalyState.OPEN},
+            )
+            row.state, row.snoozed_until = AnomalyState.OPEN, None
+            row.save()
+            done += 1
+    return done
 
 
 def resolve(*, anomaly: Anomaly, resolution: str, by: Actor, at: datetime) -> Anomaly:
@@ -156,12 +247,13 @@ def resolve(*, anomaly: Anomaly, resolution: str, by: Actor, at: datetime) -> An
             reason=resolution,
         )
         row.state, row.resolution, row.resolved_at = AnomalyState.RESOLVED, resolution, at
+        row.snoozed_until = None
         row.save()
     return row
 
 
 def _open(anomaly: Anomaly) -> Anomaly:
-    row = Anomaly.objects.select_for_update().get(pk=anomaly.pk)
+    row = Anomaly.objects.select_for_update(no_key=True).get(pk=anomaly.pk)
     if row.state == AnomalyState.RESOLVED:
         raise AlreadyResolved()
     return row

@@ -1,9 +1,9 @@
 """The audit record: one entry per change, reveal or read that matters, in the transaction of what it records.
 
-Rule functions call `record` themselves. It does not chain entries; the chain gets a table of its own.
+Rule functions call `record` themselves. It does not chain entries: `chain` does, once they are committed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -12,7 +12,7 @@ from uuid import UUID
 
 from django.db import models, transaction
 
-from licensing import crypto, keyformat
+from licensing import chain, crypto, events, keyformat
 from licensing.models import AuditEntry
 
 
@@ -52,15 +52,10 @@ def record(
     if not connection.in_atomic_block:
         raise transaction.TransactionManagementError("An audit entry is written in the transaction of its change.")
     crypto.require_whole()  # with a key of the ring missing nothing is changed, and each change ends here
-    return AuditEntry.objects.create(
-        created_at=at,
-        at=at,
+    entry = _write(
         action=action,
-        actor_kind=by.kind,
-        actor_id=by.id,
-        actor_label=by.label,
-        actor_role=by.role,
-        address=by.address,
+        by=by,
+        at=at,
         object_kind=on._meta.model_name or "",
         object_id=str(on.pk),
         license_id=_owner(on, "license"),
@@ -68,7 +63,55 @@ def record(
         before=plain(before or {}),
         after=plain(after or {}),
         reason=keyformat.redact(reason),
+    )
+    events.told(entry)
+    return entry
+
+
+def saw(*, row: models.Model, by: Actor, at: datetime) -> AuditEntry:
+    """Write that a person was shown the personal data of a row. While a key of the ring is missing too: it changes
+    nothing."""
+    with transaction.atomic():
+        return _write(
+            action=f"{row._meta.model_name}.seen",
+            by=by,
+            at=at,
+            object_kind=row._meta.model_name or "",
+            object_id=str(row.pk),
+            license_id=_owner(row, "license"),
+            customer_id=_owner(row, "customer"),
+        )
+
+
+def saw_list(*, rows: Sequence[models.Model], by: Actor, at: datetime) -> AuditEntry | None:
+    """Write that a person was shown a list with the personal data of these rows, of one model: one entry, by their ids.
+    None where there was no row."""
+    if not rows:
+        return None
+    kind = rows[0]._meta.model_name or ""
+    with transaction.atomic():
+        return _write(
+            action=f"{kind}.listed",
+            by=by,
+            at=at,
+            object_kind=kind,
+            object_id="list",
+            after={"rows": [str(row.pk) for row in rows]},
+        )
+
+
+def _write(*, by: Actor, at: datetime, **facts: Any) -> AuditEntry:
+    transaction.on_commit(chain.written)
+    return AuditEntry.objects.create(
+        created_at=at,
+        at=at,
+        actor_kind=by.kind,
+        actor_id=by.id,
+        actor_label=by.label,
+        actor_role=by.role,
+        address=by.address,
         request_id=by.request_id,
+        **facts,
     )
 
 
@@ -111,6 +154,6 @@ def _owner(on: models.Model, kind: str) -> UUID | None:
     if on._meta.model_name == kind:
         return on.pk
     found = getattr(on, f"{kind}_id", None)
-    if found is None and kind == "customer" and getattr(on, "license_id", None):
-        found = on.license.customer_id  # type: ignore[attr-defined]
+    if found is None and kind == "customer" and hasattr(on, "license"):
+        found = getattr(on.license, "customer_id", None)
     return found

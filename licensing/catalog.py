@@ -122,7 +122,7 @@ def create_plan(*, product: Product, code: str, name: str, by: Actor, at: dateti
 def describe(*, row: Product | Plan, name: str, description: str, by: Actor, at: datetime) -> None:
     """Change how a product or plan is called; its code and terms stay."""
     with transaction.atomic():
-        locked = type(row).objects.select_for_update().get(pk=row.pk)
+        locked = type(row).objects.select_for_update(no_key=True).get(pk=row.pk)
         before = {"name": locked.name, "description": locked.description}
         after = {"name": name, "description": description}
         old, new = audit.differences(before, after)
@@ -156,7 +156,7 @@ def draft(
     if unknown:
         raise Invalid(f"There is no term '{sorted(unknown)[0]}'.", pointer=f"/{sorted(unknown)[0]}")
     with transaction.atomic():
-        Plan.objects.select_for_update().get(pk=plan.pk)
+        Plan.objects.select_for_update(no_key=True).get(pk=plan.pk)
         newest = PlanRevision.objects.filter(plan=plan).order_by("-number").first()
         if newest is not None:
             terms = {name: getattr(newest, name) for name in TERMS} | terms
@@ -191,7 +191,7 @@ def edit(
         Invalid: a term that does not exist or contradicts another.
     """
     with transaction.atomic():
-        row = PlanRevision.objects.select_for_update().get(pk=revision.pk)
+        row = PlanRevision.objects.select_for_update(no_key=True).get(pk=revision.pk)
         if row.state != RevisionState.DRAFT:
             raise RevisionIsPublished()
         before = _stated(row)
@@ -217,14 +217,14 @@ def publish(*, revision: PlanRevision, by: Actor, at: datetime, reason: str = ""
         RevisionIsIncomplete: it grants nothing that its scheme could limit or count.
     """
     with transaction.atomic():
-        Plan.objects.select_for_update().get(pk=revision.plan_id)
-        row = PlanRevision.objects.select_for_update().get(pk=revision.pk)
+        Plan.objects.select_for_update(no_key=True).get(pk=revision.plan_id)
+        row = PlanRevision.objects.select_for_update(no_key=True).get(pk=revision.pk)
         if RevisionState.PUBLISHED not in REVISION_TRANSITIONS[RevisionState(row.state)]:
             raise RevisionIsPublished()
         metered = row.entitlements.filter(kind=EntitlementKind.ALLOWANCE).exists()
         if row.scheme != Scheme.SEATS and not metered:
             raise RevisionIsIncomplete("A usage scheme needs at least one metered allowance.")
-        for earlier in PlanRevision.objects.select_for_update().filter(
+        for earlier in PlanRevision.objects.select_for_update(no_key=True).filter(
             plan_id=row.plan_id, state=RevisionState.PUBLISHED
         ):
             _retire(earlier, by, at, f"Followed by revision {row.number}.")
@@ -245,7 +245,7 @@ def publish(*, revision: PlanRevision, by: Actor, at: datetime, reason: str = ""
 def retire(*, revision: PlanRevision, by: Actor, at: datetime, reason: str = "") -> PlanRevision:
     """Take a published revision off sale. Licenses pinned to it go on. Raises `Refused` when not published."""
     with transaction.atomic():
-        row = PlanRevision.objects.select_for_update().get(pk=revision.pk)
+        row = PlanRevision.objects.select_for_update(no_key=True).get(pk=revision.pk)
         if RevisionState.RETIRED not in REVISION_TRANSITIONS[RevisionState(row.state)]:
             raise Refused(f"A {row.state} revision cannot be retired.")
         return _retire(row, by, at, reason)
@@ -269,7 +269,7 @@ def _retire(row: PlanRevision, by: Actor, at: datetime, reason: str) -> PlanRevi
 def discard(*, revision: PlanRevision, by: Actor, at: datetime) -> None:
     """Delete a draft that was never published. Raises `RevisionIsPublished`."""
     with transaction.atomic():
-        row = PlanRevision.objects.select_for_update().get(pk=revision.pk)
+        row = PlanRevision.objects.select_for_update(no_key=True).get(pk=revision.pk)
         if row.state != RevisionState.DRAFT:
             raise RevisionIsPublished()
         audit.record(

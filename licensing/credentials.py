@@ -31,6 +31,9 @@ SCOPES: dict[str, bool] = {
     "validate": True,
     "activations": True,
     "leases": True,
+    "usage": True,
+    "usage:read": True,
+    "usage:write": False,
     "licenses:read": True,
     "licenses:write": False,
     "seats:read": True,
@@ -39,8 +42,11 @@ SCOPES: dict[str, bool] = {
     "catalog:write": False,
     "customers:read": True,
     "customers:write": False,
+    "billing:read": True,
     "credentials:read": False,
     "credentials:write": False,
+    "webhooks:read": True,
+    "webhooks:write": True,
     "anomalies:read": False,
     "audit:read": False,
 }
@@ -161,7 +167,7 @@ def create(
 def revoke(*, credential: Credential, by: Actor, at: datetime, reason: str = "") -> Credential:
     """Refuse the credential from now on. Revoking twice changes nothing."""
     with transaction.atomic():
-        row = Credential.objects.select_for_update().get(pk=credential.pk)
+        row = Credential.objects.select_for_update(no_key=True).get(pk=credential.pk)
         if row.revoked_at is None:
             row.revoked_at = at
             row.save()
@@ -194,9 +200,12 @@ def authenticate(secret: str, *, address: str | None, request_id: str, at: datet
     Raises:
         Unauthenticated: malformed, unknown, expired or revoked, always in the same words.
         Forbidden: used from an address it is not allowed from.
-        Unavailable: the database is away, and the credential was not seen lately.
+        Unavailable: the database is away, and the credential was not seen lately; or it is not found while a key of the
+            ring is missing, or is not what it was.
     """
     known = _known(secret) if _SECRET.fullmatch(secret) else None
+    if known is None:
+        crypto.require_whole()  # with a key of the ring missing, a good one is not found either
     if known is None or known.revoked or known.expires_at <= at:
         raise Unauthenticated("The credential is not accepted.")
     if known.networks and not _within(address, known.networks):

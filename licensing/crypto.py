@@ -1,4 +1,4 @@
-"""The key ring: seal, digest, sign. The only importer of `cryptography`.
+"""The key ring: seal, digest, sign. The only importer of `cryptography` and `nacl`.
 
 A ring holds versioned keys for three purposes, each key with an id (`kid`) that travels with what it made:
 
@@ -18,6 +18,7 @@ It does not decide what is sealed or when, and keeps no key in the database.
 """
 
 import base64
+import ctypes
 import hashlib
 import hmac
 import json
@@ -28,12 +29,13 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+import nacl._sodium
+import nacl.bindings as sodium
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -43,6 +45,13 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 from licensing.errors import LicensingError
+
+# By libsodium itself: PyNaCl lets other threads run meanwhile, and where a worker has one core (ADR 0016) handing the
+# interpreter over and back costs as much as a signature.
+_libsodium = ctypes.PyDLL(nacl._sodium.__file__)
+_sign, _verify = _libsodium.crypto_sign_detached, _libsodium.crypto_sign_verify_detached
+_sign.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_ulonglong, ctypes.c_char_p)
+_verify.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulonglong, ctypes.c_char_p)
 
 Purpose = Literal["seal", "digest", "sign"]
 PURPOSES: tuple[Purpose, ...] = ("seal", "digest", "sign")
@@ -129,12 +138,11 @@ class RingKey:
         return AESGCM(self.material)
 
     @cached_property
-    def private(self) -> Ed25519PrivateKey:
-        return Ed25519PrivateKey.from_private_bytes(self.material)
-
-    @cached_property
-    def public(self) -> Ed25519PublicKey:
-        return self.private.public_key()
+    def _pair(self) -> tuple[bytes, bytes]:
+        """The Ed25519 public key and the secret one as libsodium takes it, which signs and verifies in half the time
+        (ADR 0015)."""
+        public, secret = sodium.crypto_sign_seed_keypair(self.material)
+        return public, secret
 
     def encrypt(self, nonce: bytes, value: bytes, bound: bytes) -> bytes:
         return self.aead.encrypt(nonce, value, bound)
@@ -149,10 +157,12 @@ class RingKey:
         return hmac.digest(self.material, message, hashlib.sha256)
 
     def sign(self, message: bytes) -> bytes:
-        return self.private.sign(message)
+        signature = ctypes.create_string_buffer(64)
+        _sign(signature, None, message, len(message), self._pair[1])
+        return signature.raw
 
     def public_bytes(self) -> bytes:
-        return self.public.public_bytes(Encoding.Raw, PublicFormat.Raw)
+        return self._pair[0]
 
 
 class KeyRing:
@@ -450,6 +460,11 @@ def digests(value: bytes, *, kind: str) -> list[bytes]:
     return [_mac(key, value, kind) for key in ring().usable("digest")]
 
 
+def digest_under(kid: str, value: bytes, *, kind: str) -> bytes:
+    """Return the digest of `value` under this very key. Raises `KeyRingError` when the ring lacks it."""
+    return _mac(ring().key(kid, "digest"), value, kind)
+
+
 def mac(value: bytes, *, kind: str) -> bytes:
     """Return the 32-byte proof that `value` was said by this installation, under the primary digest key."""
     return _mac(ring().primary("digest"), value, kind)
@@ -474,6 +489,19 @@ def verify(message: bytes, signature: bytes, kid: str) -> None:
     verify_with(public, message, signature)
 
 
+def public_key(kid: str) -> bytes | None:
+    """Return the public half of a signing key in whatever state it is, None once it is destroyed.
+
+    For what was signed while the key was good; `verify` is for what somebody presents now.
+    Raises `KeyRingError` when the ring has no such key.
+    """
+    for key in ring().keys:
+        if key.kid == kid and key.purpose == "sign":
+            public: bytes | None = None if key.state == "destroyed" else key.public_bytes()
+            return public
+    raise KeyRingError(f"The key ring lacks the key '{kid}' (sign). Restore it from a backup.")
+
+
 def jwks() -> dict[str, Any]:
     """Return the public signing keys as a JSON Web Key Set (RFC 7517, RFC 8037)."""
     return {
@@ -493,15 +521,11 @@ def jwks() -> dict[str, Any]:
 
 def verify_with(public_key: bytes, message: bytes, signature: bytes) -> None:
     """Raise `NotAuthentic` unless `signature` over `message` is by this Ed25519 key (32 bytes) of somebody else."""
-    try:
-        _public(public_key).verify(signature, message)
-    except (InvalidSignature, ValueError):
-        raise NotAuthentic("The signature does not fit.") from None
-
-
-@lru_cache(maxsize=20_000)
-def _public(public_key: bytes) -> Ed25519PublicKey:
-    return Ed25519PublicKey.from_public_bytes(public_key)
+    # libsodium reads as many bytes as it expects, whatever it is given.
+    if len(public_key) != 32 or len(signature) != 64:
+        raise NotAuthentic("The signature does not fit.")
+    if _verify(signature, message, len(message), public_key) != 0:
+        raise NotAuthentic("The signature does not fit.")
 
 
 def encrypt_to(public_key: bytes, plaintext: bytes, *, typ: str, cty: str) -> str:

@@ -15,9 +15,11 @@ from licensing.errors import Invalid, Refused
 from licensing.models import Customer, Member
 from licensing.states import MemberRole
 
-# What each role may do in the portal; reading is every member's.
+# What each role may do in the portal; reading is every member's, but for what is owed.
 MAY_MANAGE_SEATS = frozenset({MemberRole.OWNER, MemberRole.LICENSE_MANAGER})
 MAY_REVEAL_KEYS = frozenset({MemberRole.OWNER, MemberRole.LICENSE_MANAGER})
+MAY_MANAGE_WEBHOOKS = frozenset({MemberRole.OWNER, MemberRole.LICENSE_MANAGER})
+MAY_SEE_MONEY = frozenset({MemberRole.OWNER, MemberRole.BILLING})
 
 
 class CustomerCodeTaken(Refused):
@@ -53,7 +55,7 @@ def create(*, code: str, name: str, by: Actor, at: datetime, email: str = "") ->
 def change(*, customer: Customer, name: str, email: str, by: Actor, at: datetime) -> Customer:
     """Change a customer's name and notice address. The entry says that the address changed, not to what."""
     with transaction.atomic():
-        row = Customer.objects.select_for_update().get(pk=customer.pk)
+        row = Customer.objects.select_for_update(no_key=True).get(pk=customer.pk)
         old, new = audit.differences({"name": row.name}, {"name": name})
         if row.email != email:
             new["email"] = "changed"
@@ -114,13 +116,14 @@ def change_role(*, member: Member, role: str, by: Actor, at: datetime) -> Member
     return row
 
 
-def remove_member(*, member: Member, by: Actor, at: datetime) -> None:
+def remove_member(*, member: Member, by: Actor, at: datetime, reason: str = "") -> None:
     """Let a member no longer act for the customer. Raises `LastOwner`."""
     with transaction.atomic():
         row = _locked(member)
         if row.role == MemberRole.OWNER:
             _needs_another_owner(row)
-        audit.record(action="member.removed", by=by, on=row, at=at, before={"role": row.role, "user": str(row.user_id)})
+        was = {"role": row.role, "user": str(row.user_id)}
+        audit.record(action="member.removed", by=by, on=row, at=at, before=was, reason=reason)
         row.delete()
 
 
@@ -131,8 +134,8 @@ def _known(role: str) -> None:
 
 def _locked(member: Member) -> Member:
     # The customer's row is the lock: two owners leaving at the same time must not both count the other.
-    Customer.objects.select_for_update().get(pk=member.customer_id)
-    return Member.objects.select_for_update().get(pk=member.pk)
+    Customer.objects.select_for_update(no_key=True).get(pk=member.customer_id)
+    return Member.objects.select_for_update(no_key=True).get(pk=member.pk)
 
 
 def _needs_another_owner(member: Member) -> None:

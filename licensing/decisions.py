@@ -89,6 +89,11 @@ def flush() -> int:
                 return written
 
 
+def waiting() -> int:
+    """Return how many refusals are not written yet."""
+    return len(_buffer)
+
+
 def _write(batch: list[DecisionRecord]) -> int:
     """Write the rows at once; if one of them cannot be written, the others one by one. Return how many were."""
     global _dropped
@@ -120,4 +125,4 @@ def forget(*, at: datetime, limit: int = 10_000) -> int:
     return DecisionRecord.objects.filter(id__in=list(old)).delete()[0]
 
 
-writing = Periodic("decision-records", INTERVAL_SECONDS, flush, at_stop=True)
+writing = Periodic("decision-records", INTERVAL_SECONDS, flush, left=waiting)

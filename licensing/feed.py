@@ -13,19 +13,22 @@ configured but away nothing kept counts: every question goes to the database.
 It does not know what is kept. Source: reference design "verdict cache and revocation", ADR 0013.
 """
 
+import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
+import hiredis
+import msgspec
 import redis
 import structlog
-from django.conf import settings
 from django.utils import timezone
 
-from licensing import anomalies
+from licensing import anomalies, installation
 from licensing.background import Periodic
 from licensing.states import Severity
 
@@ -34,8 +37,11 @@ log = structlog.get_logger(__name__)
 FRESH_SECONDS = 8.0
 FRESH_ALONE_SECONDS = 1.0
 ALIVE_SECONDS = 1.0
+IN_USE_SECONDS = 10.0
+OLDEST_SECONDS = 60.0  # what raises no revision, such as a hand in the database, is seen after this at the latest
 TOMBSTONE_SECONDS = 60
-PATIENT_SECONDS = 0.5  # a change waits so long to be announced; a question only a tenth of it
+PATIENT_SECONDS = 0.5  # a change waits so long to be announced
+IMPATIENT_SECONDS = 0.2  # a question only so long: then the database is asked
 ALWAYS = 2**62  # the revision of a row that has none: no copy from before the change counts
 _AGAIN_SECONDS = 1.0
 _STREAM_LENGTH = 20_000
@@ -43,15 +49,17 @@ _STREAM_LENGTH = 20_000
 Value = TypeVar("Value")
 
 
-@dataclass(slots=True)
-class Copy(Generic[Value]):
-    """A kept value: whose row it is about and at which revision, when (monotonic) it was read, whether it was used."""
+class Copy(msgspec.Struct, Generic[Value], gc=False):
+    """A kept value: whose row it is about and at which revision; when (monotonic) it was read or last confirmed, when
+    last used and how often, and when it was made."""
 
     value: Value
     row: str
     revision: int
     read_at: float
-    used: bool = True
+    used_at: float = 0.0
+    uses: int = 0
+    born_at: float = 0.0
 
 
 class Kept(Generic[Value]):
@@ -67,19 +75,25 @@ class Kept(Generic[Value]):
     def get(self, key: Hashable) -> Copy[Value] | None:
         """Return the copy if it counts right now."""
         found = self._copies.get(key)
-        if found is None or time.monotonic() - found.read_at > fresh_seconds():
+        if found is None:
             return None
-        found.used = True
+        now = time.monotonic()
+        if now - found.read_at > fresh_seconds():
+            return None
+        found.used_at = now
+        found.uses += 1
         return found
 
     def aging(self, seconds: float) -> list[tuple[Hashable, Copy[Value]]]:
-        """Return the copies that were used since they were last looked through and are older than this."""
+        """Return the copies in use that are older than this, but for those so old that they are better read whole."""
         now = time.monotonic()
-        with self._lock:
-            old = [(key, copy) for key, copy in self._copies.items() if copy.used and now - copy.read_at > seconds]
-        for _, copy in old:
-            copy.used = False
-        return old
+        return [
+            (key, copy)
+            for key, copy in list(self._copies.items())
+            if now - copy.read_at > seconds
+            and now - copy.used_at < IN_USE_SECONDS
+            and now - copy.born_at < OLDEST_SECONDS
+        ]
 
     def confirm(self, key: Hashable, copy: Copy[Value], read_at: float) -> None:
         """Note that the copy's row still has its revision, as read at `read_at`; a copy dropped meanwhile stays so."""
@@ -97,12 +111,13 @@ class Kept(Generic[Value]):
     def put(self, key: Hashable, copy: Copy[Value]) -> None:
         """Keep a copy, unless a later revision was announced since it was read."""
         with self._lock:
-            if copy.revision < _floor(copy.row):
+            if copy.revision < _floor(copy.row) or copy.read_at < _followed_since:
                 return
             if len(self._copies) >= self.capacity:
                 for oldest in list(self._copies)[: self.capacity // 20 + 1]:
                     self._forget(oldest)
             self._forget(key)
+            copy.used_at = copy.born_at = copy.read_at
             self._copies[key] = copy
             self._by_row.setdefault(copy.row, set()).add(key)
 
@@ -132,7 +147,9 @@ _everything: list[Kept[Any]] = []
 _floors: dict[str, tuple[int, float]] = {}
 _floors_lock = threading.Lock()
 _heard_at = float("-inf")
-_follower: threading.Thread | None = None
+_following = False
+_ending = threading.Event()
+_followed_since = float("-inf")  # what was read before may have changed unheard
 _away_until = 0.0
 _unsaid: dict[str, int] = {}
 _mute_until = 0.0
@@ -141,7 +158,7 @@ _local = threading.local()
 
 def fresh_seconds() -> float:
     """Return how old a copy in this process may be right now; negative when none counts."""
-    if not settings.REDIS_URL:
+    if not installation.here.redis_url:
         return FRESH_ALONE_SECONDS
     if time.monotonic() - _heard_at > ALIVE_SECONDS:
         return -1.0
@@ -155,7 +172,7 @@ def announce(row: object, revision: int = ALWAYS) -> None:
     """
     name = str(row)
     _heard(name, revision)
-    if not settings.REDIS_URL:
+    if not installation.here.redis_url:
         return
     if time.monotonic() >= _mute_until and _say(name, revision):
         return
@@ -169,7 +186,7 @@ def _say(name: str, revision: int) -> bool:
     """Tell Redis; return whether it heard. More patient than a question: a copy that stays costs more than a wait."""
     global _mute_until
     try:
-        _patient(settings.REDIS_URL).eval(
+        _patient(installation.here.redis_url).eval(
             _ANNOUNCE,
             2,
             _key(f"tombstone:{name}"),
@@ -219,7 +236,7 @@ return 1
 
 
 def _key(name: str) -> str:
-    return f"{settings.REDIS_KEY_PREFIX}:{name}"
+    return f"{installation.here.redis_key_prefix}:{name}"
 
 
 def _heard(row: str, revision: int) -> None:
@@ -244,6 +261,10 @@ def _floor(row: str) -> int:
 # --- Redis, as the hot path uses it -----------------------------------------------------------------
 
 
+# What Redis says when it answers, but keeps nothing: full, or no longer the primary.
+_USELESS = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
+
+
 def call(*command: Any) -> Any:
     """Run one Redis command on this thread's own connection: a tenth of what the high-level client costs.
 
@@ -251,31 +272,44 @@ def call(*command: Any) -> Any:
         redis.RedisError: it is not configured or away; then without asking again for a second.
     """
     global _away_until
-    if not settings.REDIS_URL or time.monotonic() < _away_until:
+    if not installation.here.redis_url or time.monotonic() < _away_until:
         raise redis.ConnectionError("Redis is away.")
-    connection: Any = getattr(_local, "connection", None)
-    if connection is None or _local.url != settings.REDIS_URL:
-        pool = redis.ConnectionPool.from_url(settings.REDIS_URL, socket_timeout=0.05, socket_connect_timeout=0.05)
-        connection = _local.connection = pool.make_connection()
-        _local.url = settings.REDIS_URL
     try:
-        connection.send_command(*command, check_health=False)
+        connection: Any = getattr(_local, "connection", None)
+        if connection is None or _local.url != installation.here.redis_url:
+            connection = _connected(installation.here.redis_url)
+        connection.send_packed_command((hiredis.pack_command(command),), check_health=False)
         return connection.read_response()
-    except redis.ResponseError:
-        raise
     except redis.RedisError as error:
-        connection.disconnect()
+        if isinstance(error, redis.ResponseError) and not isinstance(error, _USELESS):
+            raise
+        _local.connection = None
         _away_until = time.monotonic() + _AGAIN_SECONDS
-        log.error("redis_away", error=type(error).__name__)
-        anomalies.flag_later(
-            rule="redis_away",
-            severity=Severity.HIGH,
-            object_kind="service",
-            object_id="redis",
-            at=timezone.now(),
-            evidence={"error": type(error).__name__},
-        )
+        anomalies.service_away(name="redis", error=error)
         raise
+
+
+def _connected(url: str) -> Any:
+    """Return a new connection of this thread's."""
+    _local.connection = None
+    pool = redis.ConnectionPool.from_url(
+        url, socket_timeout=IMPATIENT_SECONDS, socket_connect_timeout=IMPATIENT_SECONDS
+    )
+    connection: Any = pool.make_connection()
+    connection.connect()
+    if not isinstance(connection, redis.SSLConnection):
+        # The kernel keeps the time: Python would ask it before every send and receive whether that may be done.
+        wait = struct.pack("ll", int(IMPATIENT_SECONDS), int(IMPATIENT_SECONDS % 1 * 1e6))
+        connection._sock.settimeout(None)
+        connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
+        connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+    _local.connection, _local.url = connection, url
+    return connection
+
+
+def near() -> bool:
+    """Return whether there is a Redis that may be asked right now."""
+    return bool(installation.here.redis_url) and time.monotonic() >= _away_until
 
 
 class Script:
@@ -299,39 +333,74 @@ class Script:
 
 
 def follow() -> None:
-    """Make sure this process follows the feed; costs two comparisons when it does. Also after a fork."""
-    global _follower
-    if (_follower is not None and _follower.is_alive()) or not settings.REDIS_URL:
+    """Make sure this process follows the feed; costs a comparison when it does. Also after a fork."""
+    global _following
+    if _following or not installation.here.redis_url:
         return
     with _floors_lock:
-        if _follower is None or not _follower.is_alive():
-            _follower = threading.Thread(target=_follow_forever, name="change-feed", daemon=True)
-            _follower.start()
+        if not _following:
+            threading.Thread(target=_follow_forever, name="change-feed", daemon=True).start()
+            _following = True
+
+
+def stop() -> None:
+    """Follow no more, as at the end of the process: from then on nothing kept counts, and no loss is worth a word."""
+    _ending.set()
+
+
+def _forked() -> None:
+    """Take note that this is a new process: its parent's thread is not here, nor are its connections ours."""
+    global _following
+    _following = False
+    _local.__dict__.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _follow_forever() -> None:
-    while True:
+    while not _ending.is_set():
         try:
             _follow()
         except Exception as error:  # whatever it was: nothing kept counts until the feed is heard again
+            if _ending.is_set():
+                return
             log.error("change_feed_lost", error=type(error).__name__)
             time.sleep(0.2)
 
 
 def _follow() -> None:
-    global _heard_at
-    with redis.Redis.from_url(settings.REDIS_URL, socket_timeout=2.0, socket_connect_timeout=0.5) as client:
+    global _heard_at, _followed_since
+    with redis.Redis.from_url(installation.here.redis_url, socket_timeout=2.0, socket_connect_timeout=0.5) as client:
         stream = _key("changes")
+        _followed_since = time.monotonic()
         newest: Any = client.xrevrange(stream, count=1)
         last = newest[0][0] if newest else b"0-0"
         for kept in _everything:  # what was kept before may be old; what is read from here on is heard of
             kept.clear()
-        while True:
+        here = _key("feed:here")
+        client.set(here, 1)
+        while not _ending.is_set():
             _heard_at = time.monotonic()
             answer: Any = client.xread({stream: last}, count=1_000, block=300)
+            if not answer and client.set(here, 1, nx=True):
+                _emptied()
             for _, entries in answer or ():
                 for last, fields in entries:  # noqa: B007  the last one is where the next read begins
                     _heard(fields[b"r"].decode(), int(fields[b"n"]))
+
+
+def _emptied() -> None:
+    """Say that Redis lost what it held while it went on answering: flushed, or it evicts what must stay."""
+    log.error("redis_emptied")
+    anomalies.flag_later(
+        rule="redis_emptied",
+        severity=Severity.HIGH,
+        object_kind="service",
+        object_id="redis",
+        at=timezone.now(),
+        evidence={},
+    )
 
 
 def forget() -> None:

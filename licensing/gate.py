@@ -6,7 +6,7 @@ answer under the API, whoever made it.
 
 import re
 import time
-from base64 import b64encode
+from binascii import b2a_base64
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -16,13 +16,14 @@ from uuid import UUID
 import msgspec
 import orjson
 import structlog
-from django.conf import settings
 
 from licensing import (
     credentials,
     crypto,
+    installation,
     keys,
     nonces,
+    observations,
     seats,
     signatures,
     snapshots,
@@ -31,7 +32,6 @@ from licensing import (
     tokens,
     validation,
 )
-from licensing.activations import checked
 from licensing.credentials import Caller
 from licensing.decision import Scope, Snapshot
 from licensing.errors import (
@@ -44,9 +44,12 @@ from licensing.errors import (
     Unauthenticated,
     Unavailable,
 )
+from licensing.fingerprints import checked
 from licensing.idempotency import KeyReused
-from licensing.ids import uuid7
-from licensing.snapshots import Found, Machine
+from licensing.ids import uuid7_text
+from licensing.pictures import Machine
+from licensing.snapshots import Found
+from licensing.states import VerdictCode
 from licensing.throttles import Allowed
 from licensing.validation import Validated
 
@@ -56,9 +59,11 @@ TOKEN_LIFE = timedelta(hours=24)
 REFUSAL_LIFE = timedelta(minutes=5)
 LONGEST_BODY = 1_048_576
 NONCE = re.compile(r"[A-Za-z0-9_-]{22,128}")
+_NAME = re.compile(r"[\w.+:~-]{1,64}", re.ASCII)
+_KEY = re.compile(r"[\w-]{1,64}", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TOKEN_REUSED = timedelta(minutes=10)
-_CLIENT_SCOPES = frozenset({"validate", "activations", "leases"})
+_CLIENT_SCOPES = frozenset({"validate", "activations", "leases", "usage", "usage:read"})
 _PROBLEMS = "urn:licentia:problem:"
 
 
@@ -105,6 +110,18 @@ class SignedClientRequired(Forbidden):
     code = "signed_client_required"
 
 
+class SignatureUnknown(Unauthenticated):
+    """The signature is not accepted."""
+
+    code = "signature_unknown"
+
+
+class ActivationEnded(Unauthenticated):
+    """This machine was let go. Activate it anew with its license key."""
+
+    code = "activation_ended"
+
+
 class ProofRequired(Invalid):
     """A public_key is registered by a request that the key itself has signed."""
 
@@ -142,7 +159,13 @@ _decoder = msgspec.json.Decoder(ValidateBody)
 
 
 def identify(request: Request, at: datetime) -> tuple[Caller, Allowed]:
-    """Return who calls, and what is left of their rate.
+    """Return who calls, and what is left of their rate. Raises as `recognize` does."""
+    caller, allowed, _ = recognize(request, at)
+    return caller, allowed
+
+
+def recognize(request: Request, at: datetime) -> tuple[Caller, Allowed, Found | None]:
+    """Return who calls, what is left of their rate, and the license of a key or machine.
 
     Raises:
         Unauthenticated: missing, malformed, unknown, expired or revoked, in the same words for each kind.
@@ -156,20 +179,27 @@ def identify(request: Request, at: datetime) -> tuple[Caller, Allowed]:
     if scheme == "signature":
         found, machine, allowed = _machine(request, Scope(), at)
         snapshot = found.picture.snapshot
-        return _caller(request, "S", snapshot, id=machine.id, label="machine", activation_id=UUID(machine.id)), allowed
+        activation_id = UUID(machine.id)
+        caller = _caller(request, "S", snapshot, id=machine.id, label="machine", activation_id=activation_id)
+        return caller, allowed, found
     if scheme == "bearer":
-        return _server(request, secret, at)
-    digests = _key_digests(request, secret)
+        return *_server(request, secret, at), None
+    digests = _key_digests(request, secret, at)
     allowed = _within("license", digests[0].hex()[:32])
-    holding = _held_key(request, digests, Scope())
+    holding = _held_key(request, digests, Scope(), at)
     if holding.picture.snapshot.require_signed_clients and not _activates(request):
         raise SignedClientRequired()
     snapshot = holding.picture.snapshot
-    return _caller(request, "L", snapshot, id=snapshot.license_id, label=f"key …{secret[-5:].upper()}"), allowed
+    observations.used(snapshot.license_id, None, request.address, at)
+    caller = _caller(request, "L", snapshot, id=snapshot.license_id, label=f"key …{secret[-5:].upper()}")
+    return caller, allowed, holding
 
 
 def _activates(request: Request) -> bool:
-    return request.method == "POST" and request.target.partition("?")[0] == f"{settings.PUBLIC_URL}/api/v1/activations"
+    return (
+        request.method == "POST"
+        and request.target.partition("?")[0] == f"{installation.here.public_url}/api/v1/activations"
+    )
 
 
 def _caller(request: Request, kind: str, snapshot: Snapshot, **more: Any) -> Caller:
@@ -211,22 +241,25 @@ def _server(request: Request, secret: str, at: datetime) -> tuple[Caller, Allowe
     return caller, _within("credential", caller.id)
 
 
-def _key_digests(request: Request, secret: str) -> list[bytes]:
+def _key_digests(request: Request, secret: str, at: datetime) -> list[bytes]:
     if request.headers.get("x-licentia-nonce") is None:
         raise NonceRequired()
     try:
         return keys.digests(secret)
     except keys.Mistyped as error:
         _failed(request)
+        observations.note("mistyped_key", observations.block(request.address), observations.secretly(secret), at)
         mistyped = Unauthenticated(error.detail)
         mistyped.code = error.code
         raise mistyped from None
 
 
-def _held_key(request: Request, digests: list[bytes], scope: Scope) -> Found:
+def _held_key(request: Request, digests: list[bytes], scope: Scope, at: datetime) -> Found:
     found = snapshots.by_key(digests, scope)
     if found is None:
+        crypto.require_whole()  # with a key of the ring missing, a good one is not found either
         _failed(request)
+        observations.note("unknown_key", observations.block(request.address), digests[0].hex()[:16], at)
         raise Unauthenticated("The license key is not accepted.")
     return found
 
@@ -240,15 +273,19 @@ def _machine(request: Request, scope: Scope, at: datetime) -> tuple[Found, Machi
         )
         found = snapshots.by_machine(signed.keyid, scope) if _UUID.fullmatch(signed.keyid) else None
         machine = found.picture.machine if found else None
-        if found is None or machine is None or not machine.active or not machine.public_key:
-            raise Unauthenticated("The signature is not accepted.")
+        if found is None or machine is None or not machine.public_key:
+            raise SignatureUnknown()
         signatures.verify(signed, machine.public_key)
-    except Unauthenticated:
+        if not machine.active:
+            raise ActivationEnded()
+    except Unauthenticated as error:
         _failed(request)
+        if isinstance(error, SignatureUnknown | signatures.SignatureWrong):
+            _forged(signed.keyid, request.address, at)
         raise
     allowed = _within("license", machine.id)
-    nonces.accept(activation_id=UUID(machine.id), nonce=signed.nonce, counter=signed.counter, at=at)
-    stamps.seen(UUID(machine.id), at)
+    activation_id = UUID(machine.id)
+    nonces.accept(activation_id=activation_id, nonce=signed.nonce, counter=signed.counter, at=at)
     return found, machine, allowed
 
 
@@ -273,6 +310,14 @@ def proof_of_possession(request: Request, jwk: Mapping[str, Any] | None, at: dat
         raise ProofRequired("The keyid of the signature is the RFC 7638 thumbprint of the key.")
     signatures.verify(signed, public_key)
     return {"public_key": public_key, "counter": signed.counter}
+
+
+def _forged(keyid: str, address: str | None, at: datetime) -> None:
+    """Note a signature that does not fit, by whom it claims to be and by where it comes from."""
+    network = observations.block(address)
+    if _UUID.fullmatch(keyid):
+        observations.note("signature", keyid, network, at)
+    observations.note("signature_from", network, keyid[:64], at)
 
 
 def _failed(request: Request) -> None:
@@ -305,11 +350,11 @@ def validate(request: Request, at: datetime) -> Answer:
                 caller=caller, license_key=body.license_key, license_id=body.license, scope=_scope(body), at=at
             )
         elif scheme == "license":
-            digests = _key_digests(request, secret)
+            digests = _key_digests(request, secret, at)
             allowed = _within("license", digests[0].hex()[:32])
             body = _own_body(request)
             scope = _scope(body)
-            found = _held_key(request, digests, scope)
+            found = _held_key(request, digests, scope, at)
             if found.picture.snapshot.require_signed_clients or found.picture.facts.keyed:
                 raise SignedClientRequired()
             validated = validation.by_key_holder(
@@ -328,11 +373,25 @@ def validate(request: Request, at: datetime) -> Answer:
     except LicensingError as error:
         answer = problem(error, request_id=request.request_id)
         return answer if allowed is None else Answer(answer.status, answer.body, rate_headers(allowed) | answer.headers)
+    _observe(request, validated, caller.id if scheme == "bearer" else None, body, at)
     if validated.activation_id is not None and scheme != "signature":
         stamps.seen(UUID(validated.activation_id), at)
     answer = Answer(200, _answer(validated, body, at), {"content-type": "application/json"})
     answer.headers |= rate_headers(allowed)
     return answer
+
+
+def _observe(request: Request, validated: Validated, server: str | None, body: ValidateBody, at: datetime) -> None:
+    """Note who asked from where, for the rules; where a server asks, its address is not the machine's."""
+    if validated.snapshot is None:
+        if server is not None and body.license_key is not None:
+            key = observations.secretly(keys.parse(body.license_key))
+            observations.note("unknown_key", f"credential:{server}", key, at)
+        return
+    license_id = validated.snapshot.license_id
+    observations.used(license_id, body.fingerprint, request.address if server is None else None, at)
+    if validated.verdict.code == VerdictCode.REVOKED:
+        observations.note("revoked", license_id, body.fingerprint or "", at)
 
 
 def _own_body(request: Request) -> ValidateBody:
@@ -343,13 +402,28 @@ def _own_body(request: Request) -> ValidateBody:
 
 
 def _body(request: Request) -> ValidateBody:
+    return decoded(request, _decoder)
+
+
+def decoded(request: Request, decoder: msgspec.json.Decoder[Any]) -> Any:
+    """Return the body of a JSON request.
+
+    Raises:
+        Malformed: it is not what the decoder takes, with a pointer to where.
+        TooLarge, WrongMediaType: it is not looked at.
+    """
     if len(request.body) > LONGEST_BODY:
         raise TooLarge()
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if request.body and media_type != "application/json":
         raise WrongMediaType()
+    return read(request.body or b"{}", decoder)
+
+
+def read(data: Any, decoder: msgspec.json.Decoder[Any]) -> Any:
+    """Return what JSON says. Raises `Malformed`."""
     try:
-        return _decoder.decode(request.body or b"{}")
+        return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = str(error)
         if "unknown field" in message:
@@ -369,13 +443,13 @@ def pointer_in(message: str) -> str:
 def _scope(body: ValidateBody) -> Scope:
     for name in ("product", "version"):
         value = getattr(body, name)
-        if value is not None and not re.fullmatch(r"[\w.+:~-]{1,64}", value, re.ASCII):
+        if value is not None and not _NAME.fullmatch(value):
             raise Malformed(f"A {name} has 1 to 64 characters of A-Z a-z 0-9 . _ + : ~ -", pointer=f"/{name}")
     entitlements = body.entitlements or []
     if len(entitlements) > 100:
         raise Malformed("Ask for at most 100 entitlements at once.", pointer="/entitlements")
     for position, key in enumerate(entitlements):
-        if not re.fullmatch(r"[\w-]{1,64}", key, re.ASCII):
+        if not _KEY.fullmatch(key):
             raise Malformed(
                 "An entitlement's key has 1 to 64 characters of A-Z a-z 0-9 _ -",
                 pointer=f"/entitlements/{position}",
@@ -416,11 +490,12 @@ def _answer(validated: Validated, body: ValidateBody, at: datetime) -> bytes:
             "code": verdict.code.value,
             "detail": verdict.detail,
             "license": said.license,
-            "checked_at": instant(at),
-            "fresh_until": instant(at + (said.end - at) / 2 if verdict.valid else at),
+            "checked_at": at,
+            "fresh_until": at + (said.end - at) / 2 if verdict.valid else at,
             "degraded": validated.degraded_seconds is not None,
             "token": said.token,
-        }
+        },
+        option=orjson.OPT_UTC_Z,
     )
 
 
@@ -445,10 +520,10 @@ def _said(validated: Validated, body: ValidateBody, at: datetime) -> _Said:
         end = min(end, at + timedelta(seconds=max(left, 0.0)))
     shown = _shown(snapshot, at) if snapshot is not None and snapshot.issued else None
     claims: dict[str, Any] = {
-        "iss": settings.PUBLIC_URL,
+        "iss": installation.here.public_url,
         "aud": snapshot.product if shown and snapshot else body.product or "",
         "sub": snapshot.license_id if shown and snapshot else "",
-        "jti": str(uuid7()),
+        "jti": uuid7_text(),
         "iat": int(at.timestamp()),
         "nbf": int(at.timestamp()),
         "exp": int(end.timestamp()),
@@ -509,6 +584,8 @@ _STATUS: tuple[tuple[type[LicensingError], int, str], ...] = (
 
 def problem(error: LicensingError, *, request_id: str) -> Answer:
     """Return an error as an RFC 9457 problem. What has no status of its own is a 500 and says nothing more."""
+    if isinstance(error, crypto.KeyRingIncomplete):  # which key is the operator's to know: it is in the log
+        error = Unavailable("Nothing can be changed here right now. Try again later.", retry_after_seconds=60)
     found = next(((status, title) for kind, status, title in _STATUS if isinstance(error, kind)), None)
     if found is None:
         return problem_of(500, "internal_error", "Internal error", "Something went wrong here.", request_id)
@@ -567,37 +644,38 @@ def rate_headers(allowed: Allowed) -> dict[str, str]:
 # --- signed answers ---------------------------------------------------------------------------------
 
 
-def sign(request: Request, answer: Answer) -> Answer:
+def sign(request: Request, answer: Answer, *, kid: str = "") -> Answer:
     """Bind the answer to the request that asked for it, if it carries a nonce or a signature, and sign it.
 
-    RFC 9421 over status, content digest and, of the request, method, target and nonce or signature. If signing
-    fails the answer is 500 without a body: never an unsigned one.
+    RFC 9421 over status, content digest and, of the request, method, target and nonce or signature, by the primary key
+    or the one named. If signing fails the answer is 500 without a body: never an unsigned one.
     """
     nonce = request.headers.get("x-licentia-nonce")
+    if nonce is not None and not NONCE.fullmatch(nonce):
+        nonce = None
     signature = request.headers.get("signature")
-    digest = f"sha-256=:{b64encode(sha256(answer.body).digest()).decode()}:"
+    digest = f"sha-256=:{b2a_base64(sha256(answer.body).digest(), newline=False).decode()}:"
     answer.headers["content-digest"] = digest
-    if (nonce is None or not NONCE.fullmatch(nonce)) and not signature:
+    if nonce is None and not signature:
         return answer
     try:
-        lines = [
-            ('"@status"', str(answer.status)),
-            ('"content-digest"', digest),
-            ('"@method";req', request.method),
-            ('"@target-uri";req', request.target),
-        ]
-        if nonce is not None and NONCE.fullmatch(nonce):
-            lines.append(('"x-licentia-nonce";req', nonce))
+        covered = '"@status" "content-digest" "@method";req "@target-uri";req'
+        base = (
+            f'"@status": {answer.status}\n"content-digest": {digest}\n'
+            f'"@method";req: {request.method}\n"@target-uri";req: {request.target}\n'
+        )
+        if nonce is not None:
+            covered += ' "x-licentia-nonce";req'
+            base += f'"x-licentia-nonce";req: {nonce}\n'
         if signature:
-            lines.append(('"signature";req', signature.strip()))
-        kid = crypto.ring().primary("sign").kid
-        covered = " ".join(name for name, _ in lines)
-        parameters = f'({covered});created={int(time.time())};keyid="{kid}";alg="ed25519"'
-        base = "".join(f"{name}: {value}\n" for name, value in lines) + f'"@signature-params": {parameters}'
-        _, made = crypto.sign(base.encode())
+            covered += ' "signature";req'
+            base += f'"signature";req: {signature.strip()}\n'
+        key = crypto.ring().key(kid, "sign") if kid else crypto.ring().primary("sign")
+        parameters = f'({covered});created={int(time.time())};keyid="{key.kid}";alg="ed25519"'
+        made = key.sign(f'{base}"@signature-params": {parameters}'.encode())
     except Exception as error:  # whatever broke: an unsigned answer must not leave
         log.error("answer_not_signed", error=type(error).__name__, request_id=request.request_id)
         return Answer(500, b"", {})
     answer.headers["signature-input"] = f"licentia={parameters}"
-    answer.headers["signature"] = f"licentia=:{b64encode(made).decode()}:"
+    answer.headers["signature"] = f"licentia=:{b2a_base64(made, newline=False).decode()}:"
     return answer

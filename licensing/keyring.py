@@ -24,17 +24,31 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models import Model
 from django.utils import timezone
 
-from licensing import anomalies, audit, crypto
+from licensing import anomalies, audit, crypto, proofs
 from licensing.background import Periodic
 from licensing.crypto import KeyRing, KeyRingError, Place, Purpose, RingKey
 from licensing.errors import Refused
-from licensing.models import Credential, IdempotencyRecord, JobState, KeyCanary, LicenseKey, RingReader
+from licensing.models import (
+    Credential,
+    IdempotencyRecord,
+    JobState,
+    KeyCanary,
+    License,
+    LicenseKey,
+    RingReader,
+    WebhookEndpoint,
+)
 from licensing.states import Severity
 
 log = structlog.get_logger(__name__)
 
 # Every column that holds a sealed value, and every one that holds a keyed digest with its kid beside it.
-SEALED: tuple[tuple[type[Model], str], ...] = ((LicenseKey, "sealed"), (IdempotencyRecord, "sealed_answer"))
+SEALED: tuple[tuple[type[Model], str], ...] = (
+    (LicenseKey, "sealed"),
+    (IdempotencyRecord, "sealed_answer"),
+    (WebhookEndpoint, "sealed_secret"),
+    (WebhookEndpoint, "sealed_former_secret"),
+)
 DIGESTED: tuple[type[Model], ...] = (LicenseKey, Credential)
 WAITS_BEFORE_DESTROYED = timedelta(days=30)
 LIVE_SECONDS = 60
@@ -143,7 +157,10 @@ def destroy(*, kid: str, at: datetime, now: bool = False) -> RingKey:
         raise Refused(f"This key is {chosen.state}; only a disabled key is destroyed.")
     since = datetime.fromisoformat(chosen.changed_at or chosen.created_at)
     if at - since < WAITS_BEFORE_DESTROYED and not now:
-        raise Refused(f"It is disabled since {since:%Y-%m-%d}; wait {WAITS_BEFORE_DESTROYED.days} days.")
+        raise Refused(
+            f"It is disabled since {since:%Y-%m-%d}. It can be destroyed from "
+            f"{since + WAITS_BEFORE_DESTROYED:%Y-%m-%d} on, or with --now; there is no way back."
+        )
     gone = replace(chosen, state="destroyed", material=b"", changed_at=at.isoformat())
     _change(lambda keys: [gone if key.kid == kid else key for key in keys], "keyring.key_destroyed", chosen, at)
     KeyCanary.objects.filter(kid=kid).update(destroyed_at=at)
@@ -201,7 +218,11 @@ def rows_under(kid: str) -> dict[str, int]:
         counts[model._meta.db_table] = model._default_manager.filter(**{f"{field}__startswith": f"v1.{kid}."}).count()
     for model in DIGESTED:
         name = model._meta.db_table
-        counts[name] = counts.get(name, 0) + model._default_manager.filter(digest_kid=kid).count()
+        rows = model._default_manager.filter(digest_kid=kid)
+        if model is Credential:  # one that has ended is refused whether it is found or not
+            rows = rows.filter(revoked_at=None, expires_at__gt=timezone.now())
+        counts[name] = counts.get(name, 0) + rows.count()
+    counts[License._meta.db_table] = License.objects.filter(terms_kid=kid).count()
     return {table: count for table, count in counts.items() if count}
 
 
@@ -209,7 +230,8 @@ def reencrypt(*, at: datetime, batch: int = 500) -> Iterator[Progress]:
     """Seal everything anew under the primary keys, and digest anew what can be opened; yield how far it has come.
 
     Work is found by what is under other keys, so it can be stopped anywhere and run again, next to live traffic. Each
-    row is changed only if it still holds what was read. A digest alone (API credentials) stays until it expires.
+    row is changed only if it still holds what was read. A digest alone (API credentials) stays until it has ended, and
+    a license whose terms somebody wrote past the rules stays until a person has looked.
     """
     done, primary = 0, crypto.ring().primary("seal").kid
     digesting = crypto.ring().primary("digest").kid
@@ -229,6 +251,11 @@ def reencrypt(*, at: datetime, batch: int = 500) -> Iterator[Progress]:
                 digest_kid=kid, digest=digest
             )
         yield Progress(done, done, "licensing_licensekey.digest")
+    for pks in _batches(License.objects.exclude(terms_kid=digesting), batch):
+        with transaction.atomic():
+            for license in License.objects.select_for_update(no_key=True).filter(pk__in=pks).order_by("pk"):
+                done += _prove_anew(license)
+        yield Progress(done, done, "licensing_license.terms_mac")
     if done:
         with transaction.atomic():
             _record("keyring.reencrypted", at, {"rows": done, "seal": primary, "digest": digesting})
@@ -253,6 +280,13 @@ def _reseal(model: type[Model], field: str, row: Any) -> int:
         return 0
     new = crypto.seal(crypto.unseal(old, place), place)
     return model._default_manager.filter(pk=row.pk, **{field: old}).update(**{field: new})
+
+
+def _prove_anew(license: License) -> int:
+    if not proofs.stand(license):
+        return 0
+    proofs.seal(license)
+    return License.objects.filter(pk=license.pk).update(terms_kid=license.terms_kid, terms_mac=license.terms_mac)
 
 
 # --- backup -----------------------------------------------------------------------------------------
@@ -297,15 +331,25 @@ def opened(*, file: Path, passphrase: str) -> KeyRing:
 
 
 def restore(*, file_: Path, passphrase: str, at: datetime, replacing: bool = False) -> KeyRing:
-    """Put the ring of a backup in place. Raises `Refused` when there is one and `replacing` is not said."""
+    """Put the ring of a backup in place. Raises `Refused` when there is one that was worked with and `replacing` is not
+    said: one that an embedded start has just made in place of a lost one goes."""
     path, ring = file(), opened(file=file_, passphrase=passphrase)
-    if path.exists() and not replacing:
+    if path.exists() and not replacing and _was_used():
         raise Refused(f"There is a key ring at {path}. To put the backup in its place, say --replace.")
     crypto.write(ring, path)
     crypto.refuse_writes("")
     with transaction.atomic():
         _record("keyring.restored", at, {"kids": [key.kid for key in ring.keys]})
     return ring
+
+
+def _was_used() -> bool:
+    """Say whether something may have been made with the ring in place. One that cannot be read may have been."""
+    try:
+        kids = [key.kid for key in crypto.ring().keys]
+    except KeyRingError:
+        return True
+    return KeyCanary.objects.filter(kid__in=kids).exists() or not KeyCanary.objects.exists()
 
 
 def _written(document: dict[str, Any]) -> str:

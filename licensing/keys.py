@@ -15,7 +15,7 @@ from licensing.ids import uuid7
 from licensing.keyformat import Mistyped, generate, parse, written
 from licensing.models import License, LicenseKey
 
-__all__ = ["Mistyped", "create", "digests", "find", "look_up", "reveal", "rotate"]
+__all__ = ["Mistyped", "create", "digests", "find", "look_up", "parse", "reveal", "rotate"]
 
 
 def digests(text: str) -> list[bytes]:
@@ -67,7 +67,7 @@ def rotate(*, license: License, by: Actor, reason: str, at: datetime) -> str:
         Missing: the license has no live key to replace; a draft gets its key when it is issued.
     """
     with transaction.atomic():
-        locked = License.objects.select_for_update().get(pk=license.pk)
+        locked = License.objects.select_for_update(no_key=True).get(pk=license.pk)
         old = LicenseKey.objects.filter(license=locked, retired_at=None).first()
         if old is None:
             raise Missing("This license has no key.")

@@ -4,7 +4,8 @@ A lease counts from its check-out until it is ended: checked in, ended by a pers
 are counted as seats are, by one conditional update with a CHECK behind it, so never more are out than the license
 has; and nobody is refused while a lapsed lease is still counted, for a full house reclaims those first.
 
-A borrowed lease (`offline`) is used without the server until it expires. No renewal ever shortens a lease: somebody
+A borrowed lease (`offline`) is used without the server until it expires: letting its machine go does not end it, only
+somebody who ends this very lease. No renewal ever shortens a lease: somebody
 may hold a statement of ours that says it lasts. Whether a program may run is `validation`'s to say. Source: ADR 0012.
 """
 
@@ -16,10 +17,10 @@ from uuid import UUID
 from django.conf import settings
 from django.db import IntegrityError, transaction
 
-from licensing import activations, audit, seats, tokens
+from licensing import audit, fingerprints, seats, tokens
 from licensing.audit import Actor
-from licensing.errors import Invalid, Refused
-from licensing.ids import uuid7
+from licensing.errors import Invalid, Missing, Refused
+from licensing.ids import uuid7_text
 from licensing.models import Activation, Lease, License
 from licensing.seats import LicenseNotUsable, NoSeatAvailable
 from licensing.states import LicenseStatus, Scheme, SeatKind, status_at
@@ -83,10 +84,11 @@ def check_out(
         SeatsNotFloating: seats of this license are named, or it has none.
         OfflineNotAllowed: the plan has no offline period.
         LicenseNotUsable: revoked, held, expired, not started or a draft.
+        Missing: the machine's `activation` has ended.
         Invalid: the fingerprint is malformed, or `ttl` is not within 1 second to 24 hours (offline: the plan's period).
     """
     if fingerprint:
-        activations.checked(fingerprint)
+        fingerprints.checked(fingerprint)
     for _ in range(3):
         live = _live(license.pk, fingerprint)
         if live is not None:
@@ -123,9 +125,17 @@ def end(*, lease: Lease, by: Actor, at: datetime, reason: str = "") -> Lease:
     return _end(lease, "lease.ended", by, at, reason)
 
 
+def let_go(*, license: License, fingerprint: str, by: Actor, at: datetime, reason: str = "") -> int:
+    """End the lease of a machine that is let go, of a license the caller has locked. A borrowed one stays out until it
+    expires: its machine may be at work with it, and nothing reaches it. Return how many were ended."""
+    live = Lease.objects.select_for_update(no_key=True).filter(license=license, fingerprint=fingerprint, ended_at=None)
+    rows = [row for row in live if not row.offline or row.expires_at <= at]
+    return _close(license, rows, "lease.ended", by, at, reason or "machine let go")
+
+
 def end_all(*, license: License, by: Actor, at: datetime, reason: str) -> int:
     """End every lease of a license the caller has locked. Return how many."""
-    rows = list(Lease.objects.select_for_update().filter(license=license, ended_at=None).order_by("pk"))
+    rows = list(Lease.objects.select_for_update(no_key=True).filter(license=license, ended_at=None).order_by("pk"))
     return _close(license, rows, "lease.ended", by, at, reason)
 
 
@@ -160,7 +170,7 @@ def statement(lease: Lease, at: datetime) -> str:
         "iss": settings.PUBLIC_URL,
         "aud": lease.license.product.code,
         "sub": str(lease.license_id),
-        "jti": str(uuid7()),
+        "jti": uuid7_text(),
         "iat": int(at.timestamp()),
         "nbf": int(at.timestamp()),
         "exp": int(lease.expires_at.timestamp()),
@@ -221,6 +231,7 @@ def _grant(
         expires_at = _until(row, at, ttl, offline=offline)
         if not taken:
             row = _make_room(license_id, at)
+        _still_active(activation)
         lease = Lease.objects.create(
             license=row,
             created_at=at,
@@ -272,15 +283,22 @@ def _renew(
     license = License.objects.select_related("plan_revision").get(pk=lease.license_id)
     expires_at = _until(license, at, ttl, offline=offline)
     with transaction.atomic():
-        row = Lease.objects.select_for_update().get(pk=lease.pk)
+        row = Lease.objects.select_for_update(no_key=True).get(pk=lease.pk)
         if row.ended_at is not None:
             raise LeaseEnded()
-        row.offline = offline or (row.offline and row.expires_at > expires_at)
+        _still_active(activation)
+        row.offline = offline or row.offline  # what was borrowed is out until the lease ends
         row.expires_at = max(row.expires_at, expires_at)
         row.renewed_at = max(row.renewed_at, at)
-        row.activation = row.activation or activation
+        row.activation = activation or row.activation
         row.save(update_fields=["offline", "expires_at", "renewed_at", "activation"])
     return row
+
+
+def _still_active(activation: Activation | None) -> None:
+    """Raise `Missing` if the machine was let go meanwhile. What letting go locks, license or lease, the caller has."""
+    if activation is not None and not Activation.objects.filter(pk=activation.pk, deactivated_at=None).exists():
+        raise Missing("This machine was let go. Activate it first.")
 
 
 def _until(license: License, at: datetime, ttl: timedelta | None, *, offline: bool) -> datetime:
@@ -301,7 +319,7 @@ def _until(license: License, at: datetime, ttl: timedelta | None, *, offline: bo
 
 
 def _reclaim(license: License, at: datetime) -> int:
-    lapsed = Lease.objects.select_for_update().filter(license=license, ended_at=None, expires_at__lte=at)
+    lapsed = Lease.objects.select_for_update(no_key=True).filter(license=license, ended_at=None, expires_at__lte=at)
     rows = list(lapsed.order_by("expires_at", "pk")[:BATCH])
     return _close(license, rows, "lease.reclaimed", audit.system("lease-reclaim"), at)
 
@@ -309,7 +327,7 @@ def _reclaim(license: License, at: datetime) -> int:
 def _end(lease: Lease, action: str, by: Actor, at: datetime, reason: str = "") -> Lease:
     with transaction.atomic():
         license = seats.lock(lease.license_id)
-        row = Lease.objects.select_for_update().get(pk=lease.pk)
+        row = Lease.objects.select_for_update(no_key=True).get(pk=lease.pk)
         if row.ended_at is None:
             _close(license, [row], action, by, at, reason)
     return row

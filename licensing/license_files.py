@@ -17,12 +17,13 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 
-from licensing import activations, audit, crypto, leases, signatures, tokens
+from licensing import activations, audit, crypto, fingerprints, leases, pictures, signatures, tokens
 from licensing.audit import Actor
-from licensing.decision import Right
+from licensing.decision import Right, Scope
 from licensing.errors import Invalid, LicensingError, Missing
 from licensing.ids import uuid7
 from licensing.models import Activation, License, LicenseFile
+from licensing.pictures import Question
 from licensing.states import status_at
 
 TYPE = "license-file+jwt"
@@ -100,9 +101,11 @@ def issue(
         OfflineNotAllowed: the plan has no offline period.
         NoSeatAvailable: seats float, and none is free for so long.
         LicenseNotUsable, and what `activations.activate` raises.
+        TermsAltered: somebody wrote the license's terms past the rules.
         Invalid: `expires_at` is past or beyond the offline period, the request is for another product, or there is
             no key to encrypt to.
     """
+    pictures.read(Question.of("id", str(license.pk), Scope()))  # checks that the terms are as a rule wrote them
     row = License.objects.select_related("plan_revision__plan", "product", "customer").get(pk=license.pk)
     leases.usable(license=row, at=at)
     ends = _expiry(row, at, expires_at)
@@ -214,7 +217,9 @@ def unarmour(label: str, text: str) -> str:
 def _expiry(license: License, at: datetime, wanted: datetime | None) -> datetime:
     latest = at + leases.offline_period(license)
     if wanted is not None and not at < wanted <= latest:
-        raise Invalid(f"A license file of this plan expires by {latest:%Y-%m-%dT%H:%M:%SZ}.", pointer="/expires_at")
+        raise Invalid(
+            f"It expires later than now, and under this plan by {latest:%Y-%m-%dT%H:%M:%SZ}.", pointer="/expires_at"
+        )
     ends = license.grace_until or license.expires_at
     return min(wanted or latest, ends) if ends else wanted or latest
 
@@ -286,7 +291,7 @@ def _request(public_key: bytes, claims: dict[str, Any]) -> Request:
     made = claims["iat"]
     if (
         not all(isinstance(value, str) and value.isprintable() for value in texts.values())
-        or not activations.FINGERPRINT.fullmatch(texts["fingerprint"])
+        or not fingerprints.PATTERN.fullmatch(texts["fingerprint"])
         or not _NONCE.fullmatch(texts["nonce"])
         or len(texts["name"]) > 200
         or len(texts["platform"]) > 64

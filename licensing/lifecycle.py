@@ -4,19 +4,34 @@ Every function locks the license first, changes it, and writes its audit entry i
 not answer whether a program may run: that is `validation`.
 """
 
+import base64
+import copy
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
 
-from licensing import activations, audit, keyformat, keys, leases, notices, schemes, seats, snapshots
+from licensing import (
+    activations,
+    allowances,
+    audit,
+    keyformat,
+    keys,
+    leases,
+    notices,
+    proofs,
+    schemes,
+    seats,
+    snapshots,
+)
 from licensing.audit import Actor
 from licensing.catalog import LONGEST, MOST
 from licensing.errors import Invalid, Refused
-from licensing.models import Customer, Hold, License, PlanRevision
+from licensing.models import AuditEntry, Customer, Hold, License, PlanRevision, SchemeChange, Term
 from licensing.seats import LicenseNotUsable
 from licensing.states import (
+    ChangeState,
     HoldReason,
     LicenseStatus,
     RenewalBasis,
@@ -51,6 +66,18 @@ class NothingToRenew(Refused):
     """This license is perpetual and has no maintenance window: there is nothing to renew."""
 
     code = "nothing_to_renew"
+
+
+class ChangeNotInForce(Refused):
+    """This change is not in force, so it cannot be undone."""
+
+    code = "change_not_in_force"
+
+
+class ChangedSince(Refused):
+    """The license was changed again since. Undo the later change first."""
+
+    code = "changed_since"
 
 
 class OtherProduct(Refused):
@@ -96,6 +123,7 @@ def prepare(
         plan_revision.seat_limit if seat_limit is UNCHANGED else seat_limit,
         plan_revision.activation_limit if activation_limit is UNCHANGED else activation_limit,
     )
+    proofs.seal(license, holds=[])
     with transaction.atomic():
         license.save(force_insert=True)
         audit.record(
@@ -118,7 +146,7 @@ def issue_prepared(*, license: License, by: Actor, at: datetime, reason: str = "
         NotPublished: its revision was retired since.
     """
     with transaction.atomic():
-        row = seats.lock(license.pk)
+        row = _locked(license)
         if row.issued_at is not None:
             raise Refused("This license is issued already.")
         terms = row.plan_revision
@@ -132,6 +160,7 @@ def issue_prepared(*, license: License, by: Actor, at: datetime, reason: str = "
         row.issued_at = at
         _settle(row, at)
         row.revision += 1
+        proofs.seal(row)
         row.save()
         snapshots.changed(row.pk, row.revision)
         schemes.open_term(license=row, plan_revision=row.plan_revision, starts_at=row.starts_at, reason="issued", at=at)
@@ -173,7 +202,7 @@ def renew(*, license: License, by: Actor, at: datetime, reason: str = "", durati
     """
     with transaction.atomic():
         row = _standing(license)
-        before = _facts(row)
+        before, more = _facts(row), dict[str, Any]()
         terms = row.plan_revision
         if row.expires_at is None and row.maintenance_until is None:
             raise NothingToRenew()
@@ -183,11 +212,12 @@ def renew(*, license: License, by: Actor, at: datetime, reason: str = "", durati
                 raise Invalid("Say for how long: the plan has no duration of its own.", pointer="/duration_seconds")
             if span > LONGEST:
                 raise Invalid("A renewal is for at most a hundred years.", pointer="/duration_seconds")
-            renewed = _renewed_from(terms.renewal_basis, row.expires_at, at) + span
-            _expire_at(row, max(row.expires_at, renewed))  # nobody loses time by renewing early
+            # What lies between the expiry and this is not covered, and so not charged.
+            more["covered_from"] = _renewed_from(terms.renewal_basis, row.expires_at, at)
+            _expire_at(row, max(row.expires_at, more["covered_from"] + span))  # nobody loses time by renewing early
         if row.maintenance_until is not None and terms.maintenance is not None:
             row.maintenance_until = _renewed_from(terms.renewal_basis, row.maintenance_until, at) + terms.maintenance
-        return _save(row, "license.renewed", before, by, at, reason)
+        return _save(row, "license.renewed", before, by, at, reason, **more)
 
 
 def hold(*, license: License, reason: str, by: Actor, at: datetime, note: str = "") -> Hold:
@@ -205,7 +235,7 @@ def hold(*, license: License, reason: str, by: Actor, at: datetime, note: str = 
             placed = Hold.objects.create(
                 license=row, created_at=at, reason=reason, note=keyformat.redact(note), placed_at=at
             )
-            seats.touch(row.pk, at)
+            _touch(row, at)
             audit.record(action="license.held", by=by, on=row, at=at, after={"hold": reason}, reason=note or reason)
             notices.enqueue(template=notices.HELD, license=row, at=at, reason=reason)
     except IntegrityError:
@@ -216,13 +246,13 @@ def hold(*, license: License, reason: str, by: Actor, at: datetime, note: str = 
 def lift(*, license: License, reason: str, by: Actor, at: datetime, note: str = "") -> Hold:
     """Lift the hold placed for `reason`; other holds stay. Raises `NotHeld`."""
     with transaction.atomic():
-        row = seats.lock(license.pk)
-        placed = Hold.objects.select_for_update().filter(license=row, reason=reason, lifted_at=None).first()
+        row = _locked(license)
+        placed = Hold.objects.select_for_update(no_key=True).filter(license=row, reason=reason, lifted_at=None).first()
         if placed is None:
             raise NotHeld()
         placed.lifted_at = at
         placed.save()
-        seats.touch(row.pk, at)
+        _touch(row, at)
         audit.record(action="license.lifted", by=by, on=row, at=at, before={"hold": reason}, reason=note)
     return placed
 
@@ -237,7 +267,7 @@ def revoke(*, license: License, by: Actor, at: datetime, reason: str) -> License
     if not reason.strip():
         raise Invalid("Say why the license is revoked.", pointer="/reason")
     with transaction.atomic():
-        row = seats.lock(license.pk)
+        row = _locked(license)
         if row.revoked_at is not None:
             return row
         if row.issued_at is None:
@@ -266,6 +296,7 @@ def transfer(*, license: License, to: Customer, by: Actor, at: datetime, reason:
         ended = activations.deactivate_all(license=row, by=by, at=at, reason="license transferred")
         row = seats.lock(row.pk)
         row.customer, row.transferred_at, row.updated_at, row.revision = to, at, at, row.revision + 1
+        proofs.seal(row)
         row.save()
         keys.rotate(license=row, by=by, reason="license transferred", at=at)
         audit.record(
@@ -280,36 +311,116 @@ def transfer(*, license: License, to: Customer, by: Actor, at: datetime, reason:
     return License.objects.get(pk=row.pk)
 
 
-def change_plan(*, license: License, plan_revision: PlanRevision, by: Actor, at: datetime, reason: str = "") -> License:
-    """Put the license under another published revision of its product from now on.
+def change_plan(
+    *,
+    license: License,
+    plan_revision: PlanRevision,
+    by: Actor,
+    at: datetime,
+    reason: str = "",
+    starts_at: datetime | None = None,
+    scheduled: SchemeChange | None = None,
+) -> License:
+    """Put the license under another published revision of its product, and so perhaps another scheme.
 
-    Limits become the revision's. Where more is in use nobody is thrown out: see `seats`. The expiry stays,
-    unless the new terms have none, or are the first to have one.
+    Limits become the revision's. Where more is in use nobody is thrown out: see `seats`. Seats stay where they are,
+    also under a scheme that has none, and are found again on the way back. The expiry stays, unless the new terms have
+    none, or are the first to have one. The new term starts now, or at `starts_at` where a `scheduled` change is carried
+    out late: limits that were set since stay, as they would had it been in time. `undo_change` takes it back.
 
     Raises:
         NotPublished, OtherProduct: the revision cannot be taken.
         LicenseNotUsable: the license is revoked or a draft.
+        TermStartsAlready: the license has not started, or was changed later than that already.
     """
+    starts_at = starts_at or at
     if plan_revision.state != RevisionState.PUBLISHED:
         raise NotPublished(f"Revision {plan_revision.number} of this plan is {plan_revision.state}.")
     with transaction.atomic():
         row = _standing(license)
         if plan_revision.plan.product_id != row.product_id:
             raise OtherProduct()
-        before = {"plan_revision": row.plan_revision_id, **_facts(row)}
-        row.plan_revision, row.scheme = plan_revision, plan_revision.scheme
-        _limit(row, plan_revision.seat_limit, plan_revision.activation_limit)
-        if plan_revision.duration is None or row.expires_at is None:
-            _expire_at(row, _first_expiry(plan_revision, at, row.first_activated_at))
-        else:
-            _expire_at(row, row.expires_at)
-        if plan_revision.maintenance is None:
-            row.maintenance_until = None
-        elif row.maintenance_until is None:
-            row.maintenance_until = at + plan_revision.maintenance
+        before, image = {"plan_revision": row.plan_revision_id, **_facts(row)}, schemes.image(row)
+        since = _limits_since(row, starts_at) if starts_at < at else {}
+        _put_under(row, plan_revision, starts_at, **since)
         activations.rescope(license=row)
-        schemes.open_term(license=row, plan_revision=plan_revision, starts_at=at, reason=reason, at=at)
-        return _save(row, "license.plan_changed", before, by, at, reason, plan_revision=plan_revision.pk)
+        term = schemes.open_term(license=row, plan_revision=plan_revision, starts_at=starts_at, reason=reason, at=at)
+        more = {"plan_revision": plan_revision.pk, "term": term.pk, "term_starts_at": starts_at}
+        if since:  # the entry says how the term began; what was set since has an entry of its own
+            more |= {"seat_limit": plan_revision.seat_limit, "activation_limit": plan_revision.activation_limit}
+        _save(row, "license.plan_changed", before, by, at, reason, **more)
+        allowances.reopen(license=row, at=starts_at)
+        _record_change(row, term, image, by, at, scheduled)
+        row.refresh_from_db(fields=["revision"])  # the counters may have raised it
+        return row
+
+
+def as_if_under(*, license: License, plan_revision: PlanRevision, starts_at: datetime) -> License:
+    """Return a copy of the license as `change_plan` would leave its terms, had it been put under the revision at that
+    instant. Writes nothing. Raises `Invalid` where the change would."""
+    row = copy.copy(license)
+    _put_under(row, plan_revision, starts_at)
+    return row
+
+
+def _put_under(row: License, plan_revision: PlanRevision, starts_at: datetime, **limits: Any) -> None:
+    row.plan_revision, row.scheme = plan_revision, plan_revision.scheme
+    _limit(row, **{"seat_limit": plan_revision.seat_limit, "activation_limit": plan_revision.activation_limit} | limits)
+    if plan_revision.duration is None or row.expires_at is None:
+        _expire_at(row, _first_expiry(plan_revision, starts_at, row.first_activated_at))
+    else:
+        _expire_at(row, row.expires_at)
+    if plan_revision.maintenance is None:
+        row.maintenance_until = None
+    elif row.maintenance_until is None:
+        row.maintenance_until = starts_at + plan_revision.maintenance
+
+
+def undo_change(*, change: SchemeChange, by: Actor, at: datetime, reason: str = "") -> License:
+    """Take back a change of plan or scheme as if it had never been: its term is out of force, and the license's row is
+    what it was, but for `schemes.NEVER_PUT_BACK` and what other acts have changed since.
+
+    Whether a statement forbids it is `billing.changes`'.
+
+    Raises:
+        ChangeNotInForce: it is not applied, or undone already.
+        ChangedSince: a later change is in force. Undo that one first.
+        FingerprintInUse: under the former terms a machine may be active once for the product, and is so elsewhere.
+    """
+    with transaction.atomic():
+        row = _locked(change.license)
+        kept = SchemeChange.objects.select_related("term").get(pk=change.pk)
+        if kept.state != ChangeState.APPLIED or kept.term is None or kept.before is None or kept.after is None:
+            raise ChangeNotInForce(f"This change is {kept.state}.")
+        if Term.objects.in_force().filter(license=row, starts_at__gt=kept.term.starts_at).exists():
+            raise ChangedSince()
+        before = {"plan_revision": row.plan_revision_id, **_facts(row)}
+        schemes.put_back(row, before=kept.before, after=kept.after, but=_FOLLOWS)
+        _limit(row, row.seat_limit, row.activation_limit)
+        now = schemes.image(row)
+        if any(now[name] != kept.before[name] for name in _TIMED):  # renewed, revoked or swept since
+            _expire_at(row, row.expires_at)
+            _settle(row, at)
+        activations.rescope(license=row)
+        schemes.undo_term(term=kept.term, at=at)
+        row.revision += 1
+        row.updated_at = at
+        proofs.seal_as_before(row, kid=kept.before["terms_kid"], mac=_mac(kept))
+        row.save()
+        snapshots.changed(row.pk, row.revision)
+        SchemeChange.objects.filter(pk=kept.pk).update(state=ChangeState.UNDONE, ended_at=at)
+        allowances.rejoin(license=row, at=kept.term.starts_at)
+        old, new = audit.differences(before, {"plan_revision": row.plan_revision_id, **_facts(row)})
+        audit.record(
+            action="license.change_undone",
+            by=by,
+            on=row,
+            at=at,
+            before=old,
+            after={**new, "undone_term": kept.term_id},
+            reason=reason,
+        )
+    return row
 
 
 def change_limits(
@@ -333,6 +444,28 @@ def change_limits(
         return _save(row, "license.limits_changed", before, by, at, reason)
 
 
+def accept_terms(*, license: License, by: Actor, at: datetime, reason: str) -> License:
+    """Take the terms as they stand, which somebody wrote past the rules: they are proved anew and count again.
+
+    Raises:
+        Invalid: no reason is given.
+        Refused: they are as a rule wrote them.
+    """
+    if not reason.strip():
+        raise Invalid("Say why the terms are accepted as they are.", pointer="/reason")
+    with transaction.atomic():
+        row = seats.lock(license.pk)
+        if proofs.stand(row):
+            raise Refused("The terms of this license are as they were written.")
+        accepted = {
+            "customer": row.customer_id,
+            "product": row.product_id,
+            "plan_revision": row.plan_revision_id,
+            "holds": sorted(row.holds.filter(lifted_at=None).values_list("reason", flat=True)),
+        }
+        return _save(row, "license.terms_accepted", {}, by, at, reason, **accepted)
+
+
 def pass_time(*, license_id: UUID, by: Actor, at: datetime) -> int:
     """Record what time alone has made of a license up to `at`: each transition once, however many are due and
     however often or concurrently this runs. Return how many there were.
@@ -340,7 +473,7 @@ def pass_time(*, license_id: UUID, by: Actor, at: datetime) -> int:
     passed = 0
     with transaction.atomic():
         row = (
-            License.objects.select_for_update(skip_locked=True, of=("self",))
+            License.objects.select_for_update(no_key=True, skip_locked=True, of=("self",))
             .select_related("plan_revision")
             .filter(pk=license_id, due_at__lte=at)
             .first()
@@ -381,8 +514,22 @@ def status_of(license: License, at: datetime) -> LicenseStatus:
     )
 
 
-def _standing(license: License) -> License:
+def _locked(license: License) -> License:
+    """Return the license locked, its terms as a rule wrote them: what others wrote is never proved anew."""
     row = seats.lock(license.pk)
+    proofs.check(row)
+    return row
+
+
+def _touch(row: License, at: datetime) -> None:
+    """Prove the terms anew after a hold was placed or lifted, and say that the license has changed."""
+    proofs.seal(row)
+    License.objects.filter(pk=row.pk).update(terms_kid=row.terms_kid, terms_mac=row.terms_mac)
+    seats.touch(row.pk, at)
+
+
+def _standing(license: License) -> License:
+    row = _locked(license)
     if row.revoked_at is not None:
         raise LicenseNotUsable("This license is revoked. Issue a new one.")
     if row.issued_at is None:
@@ -396,10 +543,11 @@ def _save(
     _settle(row, at)
     row.revision += 1
     row.updated_at = at
+    proofs.seal(row)
     row.save()
     snapshots.changed(row.pk, row.revision)
     old, new = audit.differences(before, {**_facts(row), **more})
-    audit.record(action=action, by=by, on=row, at=at, before=old, after=new, reason=reason)
+    audit.record(action=action, by=by, on=row, at=at, before=old, after=new | more, reason=reason)
     return row
 
 
@@ -413,6 +561,48 @@ def _settle(row: License, at: datetime) -> None:
         LicenseStatus.ACTIVE: row.expires_at,
         LicenseStatus.IN_GRACE: row.grace_until,
     }.get(LicenseStatus(row.swept_status))
+
+
+# Columns that follow from others: worked out anew, never put back by themselves.
+_TIMED = ("expires_at", "grace_until", "revoked_at", "swept_status", "due_at")
+_FOLLOWS = ("seats_ceiling", "activations_ceiling", "terms_kid", "terms_mac")
+
+
+def _mac(change: SchemeChange) -> bytes | None:
+    kept = (change.before or {}).get("terms_mac")
+    return base64.b64decode(kept) if kept else None
+
+
+def _record_change(
+    row: License,
+    term: Term,
+    image: dict[str, str | None],
+    by: Actor,
+    at: datetime,
+    scheduled: SchemeChange | None,
+) -> None:
+    applied = {
+        "state": ChangeState.APPLIED,
+        "applied_at": at,
+        "term": term,
+        "before": image,
+        "after": schemes.image(row),
+    }
+    if scheduled is not None:
+        SchemeChange.objects.filter(pk=scheduled.pk, state=ChangeState.SCHEDULED).update(**applied)
+        return
+    SchemeChange.objects.create(
+        created_at=at,
+        license=row,
+        plan_revision=term.plan_revision,
+        starts_at=term.starts_at,
+        reason=term.reason,
+        actor_kind=by.kind,
+        actor_id=by.id,
+        actor_label=by.label,
+        actor_role=by.role,
+        **applied,
+    )
 
 
 def _facts(row: License) -> dict[str, Any]:
@@ -437,6 +627,15 @@ def _limit(row: License, seat_limit: int | None, activation_limit: int | None) -
     row.seats_ceiling = None if seat_limit is None else max(seat_limit, row.seats_used)
     row.activation_limit = activation_limit
     row.activations_ceiling = None if activation_limit is None else max(activation_limit, row.activations_used)
+
+
+def _limits_since(row: License, since: datetime) -> dict[str, Any]:
+    """Return the limits the license was given of its own after an instant, the last of each."""
+    entries = AuditEntry.objects.filter(license_id=row.pk, action="license.limits_changed", at__gt=since)
+    found: dict[str, Any] = {}
+    for after in entries.order_by("at", "id").values_list("after", flat=True):
+        found |= {name: after[name] for name in ("seat_limit", "activation_limit") if name in after}
+    return found
 
 
 def _first_expiry(

@@ -25,12 +25,11 @@ from uuid import UUID
 
 import redis
 import structlog
-from django.conf import settings
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.models import Max
 from django.utils import timezone
 
-from licensing import anomalies, feed, stamps
+from licensing import anomalies, feed, installation, stamps
 from licensing.background import Periodic
 from licensing.errors import Unauthenticated, Unavailable
 from licensing.models import Activation, JobState, RequestNonce
@@ -64,7 +63,7 @@ if not high then
 end
 if known[4] or known[3] == ARGV[2] then return 'replayed' end
 if known[3] then return 'cloned' end
-if counter <= base or counter <= high - window then return 'stale' end
+if counter <= base or counter <= high - window or counter >= 9007199254740992 then return 'stale' end
 redis.call('HSET', KEYS[1], 'c' .. ARGV[1], ARGV[2], 'n' .. ARGV[2], ARGV[1])
 if counter > high then
   redis.call('HSET', KEYS[1], 'high', ARGV[1])
@@ -118,11 +117,13 @@ def accept(*, activation_id: UUID, nonce: str, counter: int, at: datetime) -> No
         Replayed, CounterStale, CounterReused: it was accepted before, or cannot be told from one that was.
         Unavailable: it cannot be known right now; try again in a few seconds.
     """
-    said = _in_redis(activation_id, nonce, counter) if settings.REDIS_URL else None
+    said = _in_redis(activation_id, nonce, counter) if installation.here.redis_url else None
+    written = 0 if said is None else counter  # the database, where it remembers by itself, knows its own floor
     if said is None:
         said = _in_database(activation_id, nonce, counter, at)
     match said:
         case "ok":
+            stamps.seen(activation_id, at, written)
             return
         case "replayed":
             raise Replayed()
@@ -158,8 +159,6 @@ def _in_redis(activation_id: UUID, nonce: str, counter: int) -> str | None:
     except redis.RedisError:
         _lost_redis()
         return "gap"
-    if said == b"ok":
-        stamps.seen(activation_id, now, counter)
     return str(said.decode())
 
 
@@ -218,7 +217,7 @@ def _note(activation_id: UUID, counter: int, at: datetime, rule: str, severity: 
 
 def prepare() -> None:
     """Begin this process's life with Redis found, so that a quiet start costs no client a refusal."""
-    if settings.REDIS_URL:
+    if installation.here.redis_url:
         try:
             feed.call("SET", _key("nonces:epoch"), int(time.time() * 1000), "NX")
         except redis.RedisError:
@@ -227,7 +226,7 @@ def prepare() -> None:
 
 def look() -> int:
     """Learn from the marker whether all remember in the database; renew it while this process has no Redis."""
-    if not settings.REDIS_URL:
+    if not installation.here.redis_url:
         return 0
     try:
         feed.call("PING")
@@ -281,4 +280,4 @@ def forget(*, at: datetime, limit: int = 10_000) -> int:
 
 
 def _key(name: str) -> str:
-    return f"{settings.REDIS_KEY_PREFIX}:{name}"
+    return f"{installation.here.redis_key_prefix}:{name}"

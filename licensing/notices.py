@@ -6,17 +6,19 @@ recipients up only when it sends.
 
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 from django.core.mail import EmailMessage
 from django.template.loader import render_to_string
 
 from licensing import outbox
-from licensing.models import License, Member, OutboxMessage
+from licensing.models import Customer, License, Member, OutboxMessage
 from licensing.states import MemberRole
 
-KIND = "mail.license"
-ENTERED_GRACE, EXPIRED, HELD, REVOKED = "entered_grace", "expired", "held", "revoked"
+KIND, TO_CUSTOMER = "mail.license", "mail.customer"
+EXPIRES_SOON = "expires_soon"
+ENTERED_GRACE, EXPIRED, HELD, REVOKED, ALLOWANCE = "entered_grace", "expired", "held", "revoked", "allowance"
 RECIPIENTS = (MemberRole.OWNER, MemberRole.LICENSE_MANAGER)
 
 
@@ -25,25 +27,37 @@ def enqueue(*, template: str, license: License, at: datetime, **facts: Any) -> N
     outbox.enqueue(kind=KIND, payload={"template": template, "facts": facts}, license_id=license.pk, at=at)
 
 
+def tell(*, template: str, customer_id: UUID, at: datetime, **facts: Any) -> None:
+    """Have the same people told what is about no license."""
+    outbox.enqueue(kind=TO_CUSTOMER, payload={"template": template, "facts": facts}, customer_id=customer_id, at=at)
+
+
 def send(message: OutboxMessage) -> None:
-    """Send one notice. The message id is the outbox row's, so a repeated delivery is recognised as one."""
+    """Send one notice about a license. The message id is the outbox row's, so a repeated delivery is known as one."""
     license = License.objects.select_related("customer", "product", "plan_revision__plan").get(
         pk=message.license_id or ""
     )
+    link = f"{settings.PUBLIC_URL}/licenses/{license.pk}/"
+    _mail(message, license.customer, {"license": license, "link": link})
+
+
+def send_to_customer(message: OutboxMessage) -> None:
+    """Send one notice that is about no license."""
+    customer = Customer.objects.get(pk=message.customer_id or "")
+    _mail(message, customer, {"customer": customer, "link": f"{settings.PUBLIC_URL}/webhooks/"})
+
+
+def _mail(message: OutboxMessage, customer: Customer, about: dict[str, Any]) -> None:
     emails = set(
-        Member.objects.filter(customer=license.customer, role__in=RECIPIENTS, user__is_active=True).values_list(
+        Member.objects.filter(customer=customer, role__in=RECIPIENTS, user__is_active=True).values_list(
             "user__email", flat=True
         )
     )
-    if license.customer.email:
-        emails.add(license.customer.email)
+    if customer.email:
+        emails.add(customer.email)
     if not emails:
         return
-    context = {
-        "license": license,
-        "facts": message.payload["facts"],
-        "link": f"{settings.PUBLIC_URL}/licenses/{license.pk}/",
-    }
+    context = {**about, "facts": message.payload["facts"]}
     text = render_to_string(f"emails/{message.payload['template']}.txt", context)
     subject, _, body = text.strip().partition("\n")
     for position, email in enumerate(sorted(emails)):

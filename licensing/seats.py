@@ -126,7 +126,7 @@ def release(*, seat: Seat, by: Actor, at: datetime, reason: str = "") -> Seat:
     """
     with transaction.atomic():
         license = lock(seat.license_id)
-        row = Seat.objects.select_for_update().get(pk=seat.pk)
+        row = Seat.objects.select_for_update(no_key=True).get(pk=seat.pk)
         if row.state == SeatState.RELEASED:
             return row
         if row.state == SeatState.BLOCKED:
@@ -149,7 +149,7 @@ def transfer(*, seat: Seat, to: str, by: Actor, at: datetime, reason: str = "") 
     try:
         with transaction.atomic():
             license = lock(seat.license_id)
-            row = Seat.objects.select_for_update().get(pk=seat.pk)
+            row = Seat.objects.select_for_update(no_key=True).get(pk=seat.pk)
             if row.state == SeatState.RELEASED:
                 raise SeatReleased()
             if row.state == SeatState.BLOCKED:
@@ -180,7 +180,7 @@ def unblock(*, seat: Seat, by: Actor, at: datetime, reason: str = "") -> Seat:
 
 def release_all(*, license: License, by: Actor, at: datetime, reason: str) -> int:
     """Release every seat of a license the caller has locked; churn limits do not apply. Return how many."""
-    rows = list(Seat.objects.select_for_update().filter(license=license, released_at=None).order_by("pk"))
+    rows = list(Seat.objects.select_for_update(no_key=True).filter(license=license, released_at=None).order_by("pk"))
     for row in rows:
         _close(row, by=by, at=at, reason=reason)
     if rows:
@@ -202,7 +202,8 @@ def normalized(holder: str) -> str:
 
 def lock(license_id: UUID) -> License:
     """Return the license locked to the end of the caller's transaction: always the first lock taken."""
-    return License.objects.select_for_update(of=("self",)).select_related("plan_revision").get(pk=license_id)
+    # Not joined to its plan revision: PostgreSQL, having waited for somebody who changes that, would find no row.
+    return License.objects.select_for_update(no_key=True).get(pk=license_id)
 
 
 def take(license_id: UUID, at: datetime) -> tuple[License, bool]:
@@ -279,7 +280,7 @@ def _take_up(seat: Seat, *, by: Actor, at: datetime) -> Assigned:
     with transaction.atomic():
         license = lock(seat.license_id)
         _usable(license, at)
-        row = Seat.objects.select_for_update().get(pk=seat.pk)
+        row = Seat.objects.select_for_update(no_key=True).get(pk=seat.pk)
         if row.state == SeatState.ASSIGNED:
             return Assigned(row, created=False)
         if row.state == SeatState.BLOCKED:
@@ -305,7 +306,7 @@ def _change(
 ) -> Seat:
     with transaction.atomic():
         license = lock(seat.license_id)
-        row = Seat.objects.select_for_update().get(pk=seat.pk)
+        row = Seat.objects.select_for_update(no_key=True).get(pk=seat.pk)
         if row.state == SeatState.RELEASED:
             raise SeatReleased()
         if row.state in former:

@@ -12,7 +12,9 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha256, sha512
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -28,14 +30,15 @@ REMEMBERED_SECONDS = 2 * SKEW_SECONDS + 180
 # How far behind the highest a counter may come: requests overtake each other.
 WINDOW = 1_024
 
-NEEDED = ("@method", "@target-uri", "x-licentia-counter")
+NEEDED = {"@method", "@target-uri", "x-licentia-counter"}
 _LABEL = r"[a-z*][a-z0-9_.*-]*"
 _INPUT = re.compile(rf"({_LABEL})=(\(([^()]*)\)((?:;[a-z]+=(?:\d{{1,15}}|\"[ !#-\[\]-~]*\"))*))")
 _MADE = re.compile(rf"({_LABEL})=:([A-Za-z0-9+/]{{86}}==):")
 _COMPONENT = re.compile(r"\"(@?[a-z0-9-]+)\"")
 _PARAMETER = re.compile(r";([a-z]+)=(\d{1,15}|\"[ !#-\[\]-~]*\")")
 _NONCE = re.compile(r"[A-Za-z0-9_-]{22,128}")
-_COUNTER = re.compile(r"[1-9][0-9]{0,17}")
+# Below 2**53: what remembers counters (Lua) has no whole numbers above.
+_COUNTER = re.compile(r"[1-9][0-9]{0,14}")
 _DIGEST = re.compile(r"(sha-256|sha-512)=:([A-Za-z0-9+/]+={0,2}):")
 _HASHES = {"sha-256": sha256, "sha-512": sha512}
 _SMALL_ORDER = {
@@ -120,7 +123,7 @@ def parse(*, method: str, target: str, headers: Mapping[str, str], body: bytes, 
         raise SignatureMalformed("The signature is not written in canonical base64.")
     covered = _covered(said[3])
     parameters = _parameters(said[4])
-    if not covered.issuperset(NEEDED) or (body and "content-digest" not in covered):
+    if not covered.keys() >= NEEDED or (body and "content-digest" not in covered):
         raise SignatureIncomplete()
     if "content-digest" in covered or headers.get("content-digest") is not None:
         _check_digest(headers.get("content-digest", ""), body)
@@ -130,11 +133,9 @@ def parse(*, method: str, target: str, headers: Mapping[str, str], body: bytes, 
         raise SignatureStale(f"The request was signed too long ago, or in the future. Here it is {now}.")
     counter = headers.get("x-licentia-counter", "")
     if not _COUNTER.fullmatch(counter):
-        raise SignatureMalformed("x-licentia-counter is a whole number from 1, without leading zeros.")
-    lines = []
-    for name in said[3].split():
-        lines.append(f"{name}: {_value(name[1:-1], method, target, headers)}\n")
-    base = "".join(lines) + f'"@signature-params": {said[2]}'
+        raise SignatureMalformed("x-licentia-counter is a whole number of 1 to 15 digits, without leading zeros.")
+    lines = [f"{item}: {_value(name, method, target, headers)}\n" for name, item in covered.items()]
+    base = f'{"".join(lines)}"@signature-params": {said[2]}'
     try:
         signed = base.encode("latin-1")
     except UnicodeEncodeError:
@@ -180,16 +181,17 @@ def thumbprint(public_key: bytes) -> str:
     return crypto.b64(sha256(orjson.dumps(jwk_of(public_key))).digest())
 
 
-def _covered(inner: str) -> set[str]:
-    names = []
+@lru_cache(maxsize=256)
+def _covered(inner: str) -> Mapping[str, str]:
+    """Return the covered components in their order, as they are written by their names. A client says the same ones
+    every time, so they are kept."""
+    covered: dict[str, str] = {}
     for item in inner.split(" ") if inner else []:
         found = _COMPONENT.fullmatch(item)
-        if found is None:
+        if found is None or found[1] in covered or len(covered) == 32:
             raise SignatureMalformed()
-        names.append(found[1])
-    if len(set(names)) != len(names) or len(names) > 32:
-        raise SignatureMalformed()
-    return set(names)
+        covered[found[1]] = item
+    return MappingProxyType(covered)
 
 
 def _parameters(text: str) -> dict[str, str]:

@@ -12,103 +12,31 @@ import hashlib
 import hmac
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
 import msgspec
 import orjson
 import redis
 import structlog
-from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from django.utils import timezone
 
-from licensing import anomalies, crypto, feed
+from licensing import anomalies, crypto, feed, installation, pictures, proofs
 from licensing.background import Periodic
-from licensing.decision import Right, Scope, Snapshot
+from licensing.decision import Scope
 from licensing.errors import LicensingError, Unavailable
 from licensing.feed import Copy, Kept
 from licensing.models import License
-from licensing.states import OutagePolicy, Scheme, SeatKind, Severity
+from licensing.pictures import Picture, Question
+from licensing.states import Severity
 
 log = structlog.get_logger(__name__)
 
 CAPACITY = 20_000
-_QUERY = """
-SELECT l.id, l.customer_id, product.code, plan.code, r.number, l.scheme, l.revision,
-       l.issued_at IS NOT NULL, l.revoked_at IS NOT NULL,
-       (SELECT {strings}(h.reason, ',') FROM licensing_hold h WHERE h.license_id = l.id AND h.lifted_at IS NULL),
-       l.starts_at, l.expires_at, l.grace_until, l.maintenance_until,
-       r.seat_required, l.seat_limit, l.seats_used, r.activation_required, l.activation_limit, l.activations_used,
-       (SELECT {objects}(e.key, {array}(e.kind, e.value, e.meter, {text}, e.overage))
-          FROM licensing_entitlement e WHERE e.plan_revision_id = r.id),
-       r.seat_kind, r.require_signed_clients, r.outage_policy, {tolerance}, l.updated_at,
-       (SELECT a.id FROM licensing_activation a
-         WHERE a.license_id = l.id AND a.fingerprint = {fingerprint} AND a.deactivated_at IS NULL),
-       (SELECT a.key_thumbprint <> '' FROM licensing_activation a
-         WHERE a.license_id = l.id AND a.fingerprint = {fingerprint} AND a.deactivated_at IS NULL),
-       (SELECT CASE WHEN le.ended_at IS NULL OR le.ended_at >= le.expires_at THEN le.expires_at END
-          FROM licensing_lease le WHERE le.license_id = l.id AND le.fingerprint = {fingerprint} AND le.fingerprint <> ''
-         ORDER BY le.id DESC LIMIT 1),
-       (SELECT s.state FROM licensing_seat s
-         WHERE s.license_id = l.id AND s.holder = %s AND s.released_at IS NULL),
-       (SELECT v.released_at FROM licensing_release v WHERE v.product_id = l.product_id AND v.version = %s),
-       {machine}
-  FROM {source}
-  JOIN licensing_planrevision r ON r.id = l.plan_revision_id
-  JOIN licensing_plan plan ON plan.id = r.plan_id
-  JOIN licensing_product product ON product.id = l.product_id
- WHERE {where}
-"""
-_BY_KEY = "licensing_licensekey k JOIN licensing_license l ON l.id = k.license_id"
-_BY_MACHINE = "licensing_activation m JOIN licensing_license l ON l.id = m.license_id"
-_WORDS = {
-    "postgresql": {
-        "strings": "string_agg",
-        "objects": "json_object_agg",
-        "array": "json_build_array",
-        "text": "e.amount::text",
-        "tolerance": "extract(epoch FROM r.outage_tolerance)",
-    },
-    "sqlite": {
-        "strings": "group_concat",
-        "objects": "json_group_object",
-        "array": "json_array",
-        "text": "CAST(e.amount AS TEXT)",
-        "tolerance": "r.outage_tolerance / 1000000.0",
-    },
-}
+NOT_FOUND_SECONDS = 0.001  # what is not there, or not theirs who ask, is said to be so after this time (T11)
 
 
-class Machine(msgspec.Struct, frozen=True):
-    """An activation as a signed request is checked against it."""
-
-    id: str
-    fingerprint: str
-    public_key: bytes
-    active: bool
-
-
-class Facts(msgspec.Struct, frozen=True):
-    """What is known about a scope; `keyed`: its machine signs its requests."""
-
-    activation_id: str | None
-    keyed: bool
-    leased_until: datetime | None
-    seat_state: str | None
-    version_released_at: datetime | None
-
-
-class Picture(msgspec.Struct, frozen=True):
-    """A license as it was read: its snapshot, the facts about what was asked, and the machine that was asked by."""
-
-    snapshot: Snapshot
-    facts: Facts
-    machine: Machine | None = None
-
-
-class Found(msgspec.Struct, frozen=True):
+class Found(msgspec.Struct, frozen=True, gc=False):
     """A picture and where it comes from: `memory`, `redis`, `database`, or `outage` when it is the last known."""
 
     picture: Picture
@@ -116,23 +44,8 @@ class Found(msgspec.Struct, frozen=True):
     age_seconds: float = 0.0
 
 
-class Question(msgspec.Struct, frozen=True):
-    """What is looked up: by which value, and about which machine, holder and version."""
-
-    by: str
-    value: str
-    fingerprint: str | None = None
-    seat_holder: str | None = None
-    version: str | None = None
-
-    @classmethod
-    def of(cls, by: str, value: str, scope: Scope) -> "Question":
-        return cls(by, value, scope.fingerprint, scope.seat_holder, scope.version)
-
-
 _kept: Kept[Picture] = Kept(CAPACITY)
 _decoder = msgspec.msgpack.Decoder(Picture)
-_database_again_at = 0.0
 
 
 def by_key(digests: Sequence[bytes], scope: Scope) -> Found | None:
@@ -161,13 +74,17 @@ def get(question: Question) -> Found | None:
     feed.follow()
     copy = _kept.get(question)
     if copy is not None and _running(copy.value):
+        if copy.uses == 1:  # what is asked about twice is worth telling the other processes
+            _share_soon(question, copy.value, copy.read_at)
         return Found(copy.value, "memory", time.monotonic() - copy.read_at)
     found = _from_redis(question)
     if found is not None and _running(found.picture):
         return found
     read_at = time.monotonic()
     try:
-        picture = read(question)
+        picture = pictures.read(question)
+    except proofs.TermsAltered:  # nothing is away: an earlier state is no answer
+        raise
     except Unavailable:
         last = _last_known(question)
         if last is None:
@@ -175,9 +92,10 @@ def get(question: Question) -> Found | None:
         return last
     if picture is not None:
         _keep(question, picture, read_at)
-        if connection.vendor == "postgresql":
-            confirming.wake()
+        confirming.wake()
         return Found(picture, "database")
+    # Finding another customer's license and passing it over takes some microseconds longer than finding nothing.
+    time.sleep(max(read_at + NOT_FOUND_SECONDS - time.monotonic(), 0.0))
     return None
 
 
@@ -216,16 +134,21 @@ local floor = redis.call('GET', ARGV[1] .. string.sub(value, 1, 36))
 if floor and tonumber(floor) > tonumber(string.sub(value, 37, 56)) then return false end
 return value
 """)
-# KEYS: the value, the license's tombstone, where the last known states of the license lie, the way to them.
+# Of each: KEYS: the value, the license's tombstone, where the last known states of the license lie, the way to them.
+# ARGV: the value, its revision, how long it counts, how long it is a last known state (both in ms), its name.
 _PUT = feed.Script("""
-local floor = redis.call('GET', KEYS[2])
-if floor and tonumber(floor) > tonumber(ARGV[2]) then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
-local tolerance = tonumber(ARGV[4])
-if tolerance > 0 then
-  redis.call('SET', KEYS[4], string.sub(ARGV[1], 1, 36), 'PX', tolerance)
-  redis.call('HSET', KEYS[3], ARGV[5], ARGV[1])
-  redis.call('PEXPIRE', KEYS[3], tolerance)
+for i = 0, #KEYS / 4 - 1 do
+  local value, tombstone, last, way = unpack(KEYS, 4 * i + 1, 4 * i + 4)
+  local picture, revision, fresh, tolerance, name = unpack(ARGV, 5 * i + 1, 5 * i + 5)
+  local floor = redis.call('GET', tombstone)
+  if not (floor and tonumber(floor) > tonumber(revision)) then
+    redis.call('SET', value, picture, 'PX', fresh)
+    if tonumber(tolerance) > 0 then
+      redis.call('SET', way, string.sub(picture, 1, 36), 'PX', tolerance)
+      redis.call('HSET', last, name, picture)
+      redis.call('PEXPIRE', last, tolerance)
+    end
+  end
 end
 return 1
 """)
@@ -245,44 +168,81 @@ def _name(question: Question) -> str:
 
 
 def _prefix() -> str:
-    return f"{settings.REDIS_KEY_PREFIX}:"
+    return f"{installation.here.redis_key_prefix}:"
 
 
 def _keep(question: Question, picture: Picture, read_at: float) -> None:
-    """Keep a picture in this process and in Redis, unless a later one was announced since it was read."""
+    """Keep a picture in this process, unless a later one was announced since it was read; also in Redis at once if its
+    plan wants a last known state."""
     snapshot = picture.snapshot
     _kept.put(question, Copy(picture, snapshot.license_id, snapshot.revision, read_at))
-    if not settings.REDIS_URL:
-        return
-    try:
-        name = _name(question)
-        payload = msgspec.msgpack.encode(picture)
-        read_ms = int((time.time() - (time.monotonic() - read_at)) * 1000)
-        head = f"{snapshot.license_id}{snapshot.revision:020d}{read_ms:016d}".encode()
-        value = head + crypto.mac(name.encode() + head + payload, kind="snapshot") + payload
+    if snapshot.lenient_seconds:
+        _share_soon(question, picture, read_at)
+
+
+def _share_soon(question: Question, picture: Picture, read_at: float) -> None:
+    if feed.near() and len(_unshared) < CAPACITY:
+        _unshared[question] = picture, read_at
+        sharing.wake()
+
+
+def share() -> int:
+    """Write what was read lately to Redis, for the other processes; return how many pictures. Off the request: there it
+    would cost as much as the query. What Redis does not take is dropped: the next who asks reads it again."""
+    done = 0
+    while _unshared:
+        keys: list[str] = []
+        arguments: list[object] = []
         prefix = _prefix()
-        _PUT(
-            [f"{prefix}snapshot:{name}", f"{prefix}tombstone:{snapshot.license_id}",
-             f"{prefix}last:{snapshot.license_id}", f"{prefix}way:{name}"],
-            value, snapshot.revision, int(feed.FRESH_SECONDS * 1000), int((snapshot.lenient_seconds or 0) * 1000), name,
-        )  # fmt: skip
-    except (redis.RedisError, LicensingError):
-        return  # said where it happened; the answer does not depend on it
+        for _ in range(min(_SHARED_AT_ONCE, len(_unshared))):
+            question, (picture, read_at) = _unshared.popitem()
+            snapshot, age = picture.snapshot, time.monotonic() - read_at
+            name = _name(question)
+            payload = msgspec.msgpack.encode(picture)
+            head = f"{snapshot.license_id}{snapshot.revision:020d}{int((time.time() - age) * 1000):016d}".encode()
+            value = head + crypto.mac(name.encode() + head + payload, kind="snapshot") + payload
+            fresh_ms = max(int((feed.FRESH_SECONDS - age) * 1000), 1)
+            tolerance_ms = int((snapshot.lenient_seconds or 0) * 1000)
+            keys += [f"{prefix}snapshot:{name}", f"{prefix}tombstone:{snapshot.license_id}",
+                     f"{prefix}last:{snapshot.license_id}", f"{prefix}way:{name}"]  # fmt: skip
+            arguments += [value, snapshot.revision, fresh_ms, tolerance_ms, name]
+            done += 1
+        try:
+            _PUT(keys, *arguments)
+        except redis.RedisError:  # said where it happened; no answer depends on it
+            _unshared.clear()
+    return done
+
+
+_SHARED_AT_ONCE = 20
+_unshared: dict[Question, tuple[Picture, float]] = {}
+sharing = Periodic("snapshots-shared", 0.05, share)
+_misses = 0
+_HOPELESS, _ONE_IN = 32, 64
+
+
+def _worth_asking() -> bool:
+    """Return whether Redis may know more than this process: a look-up costs nearly what the query does, so after many
+    in vain only some questions ask."""
+    return feed.near() and (_misses < _HOPELESS or _misses % _ONE_IN == 0)
 
 
 def _from_redis(question: Question) -> Found | None:
-    if not settings.REDIS_URL:
+    global _misses
+    if not _worth_asking():
+        _misses += 1
         return None
     try:
         name = _name(question)
         value = _GET([f"{_prefix()}snapshot:{name}"], f"{_prefix()}tombstone:")
     except redis.RedisError:
         return None
+    _misses = 0 if value else _misses + 1
     found = _opened(name, value, within_seconds=feed.FRESH_SECONDS) if value else None
     if found is not None:
         snapshot = found.picture.snapshot
         read_at = time.monotonic() - found.age_seconds
-        _kept.put(question, Copy(found.picture, snapshot.license_id, snapshot.revision, read_at))
+        _kept.put(question, Copy(found.picture, snapshot.license_id, snapshot.revision, read_at, uses=1))
     return found
 
 
@@ -315,7 +275,7 @@ def _last_known(question: Question) -> Found | None:
     now = time.monotonic()
     copy = _kept.last(question, float("inf"))
     found = Found(copy.value, "outage", now - copy.read_at) if copy is not None else None
-    if found is None and settings.REDIS_URL:
+    if found is None and installation.here.redis_url:
         try:
             name = _name(question)
             value = _LAST([f"{_prefix()}way:{name}"], _prefix(), name)
@@ -339,180 +299,45 @@ def changed(license_id: UUID | str, revision: int | None = None) -> None:
 
 
 def confirm() -> int:
-    """Look up at once whether the licenses asked about lately still have the revision kept here; return how many were
-    looked up. So a copy in use stays fresh without a request paying for it.
+    """Look up at once whether the licenses in use still have the revision kept here; return how many were looked up.
+    So a copy in use stays fresh without a request paying for it.
 
     What a release of a version or a lapsing lease changes has no revision: such copies run out.
     """
-    if feed.fresh_seconds() < feed.FRESH_SECONDS:  # without Redis a copy lives a second, whatever happens
+    fresh = feed.fresh_seconds()
+    if fresh < min(feed.FRESH_SECONDS, feed.FRESH_ALONE_SECONDS):  # the feed is silent: nothing kept counts
         return 0
     old = [
         (key, copy)
-        for key, copy in _kept.aging(feed.FRESH_SECONDS / 2)
+        for key, copy in _kept.aging(fresh / 2)
         if isinstance(key, Question) and key.version is None and copy.value.facts.leased_until is None
     ]
-    for start in range(0, len(old), 2_000):
-        some = old[start : start + 2_000]
+    for start in range(0, len(old), _CONFIRMED_AT_ONCE):
+        some = old[start : start + _CONFIRMED_AT_ONCE]
         read_at = time.monotonic()
         try:
-            with connection.cursor() as cursor:
-                cursor.execute(
-                    "SELECT id, revision FROM licensing_license WHERE id = ANY(%s)",
-                    [[UUID(copy.row) for _, copy in some]],
-                )
-                revisions = {str(row[0]): row[1] for row in cursor.fetchall()}
+            revisions = _revisions([copy.row for _, copy in some])
         except (OperationalError, InterfaceError):  # said where a request meets it; the copies run out
             return start
         for key, copy in some:
             if revisions.get(copy.row) == copy.revision:
                 _kept.confirm(key, copy, read_at)
+        time.sleep(0.001)  # requests go first
     return len(old)
 
 
-confirming = Periodic("snapshots", 1.0, confirm)
-
-
-# --- reading ----------------------------------------------------------------------------------------
-
-
-def read(question: Question) -> Picture | None:
-    """Return what the database says right now.
-
-    Raises:
-        Unavailable: it is away. After that nobody asks it for a second, so that no request waits for a dead one.
-    """
-    global _database_again_at
-    if time.monotonic() < _database_again_at:
-        raise Unavailable("The database is away.")
-    try:
-        try:
-            row = _row(question)
-        except (OperationalError, InterfaceError):
-            if connection.in_atomic_block:
-                raise
-            connection.close()  # it may just be a connection that did not survive a restart
-            row = _row(question)
-    except (OperationalError, InterfaceError) as error:
-        _database_again_at = time.monotonic() + 1.0
-        log.error("database_away", error=type(error).__name__)
-        anomalies.flag_later(
-            rule="database_away",
-            severity=Severity.CRITICAL,
-            object_kind="service",
-            object_id="database",
-            at=timezone.now(),
-            evidence={"error": type(error).__name__},
+def _revisions(rows: list[str]) -> dict[str, int]:
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SELECT id::text, revision FROM licensing_license WHERE id = ANY(%s::uuid[])", [rows])
+            return dict(cursor.fetchall())
+        names = {row.replace("-", ""): row for row in rows}
+        cursor.execute(
+            "SELECT id, revision FROM licensing_license WHERE id IN (SELECT value FROM json_each(%s))",
+            [orjson.dumps(list(names)).decode()],
         )
-        raise Unavailable("The database is away.") from error
-    return _picture(row) if row is not None else None
+        return {names[row]: revision for row, revision in cursor.fetchall()}
 
 
-def _row(question: Question) -> Any:
-    vendor = connection.vendor
-    parts = {"source": "licensing_license l", "where": "l.id = %s", "fingerprint": "%s"}
-    parts["machine"] = "NULL, NULL, NULL, NULL"
-    asked: list[object] = [*[question.fingerprint] * 3, question.seat_holder, question.version]
-    match question.by:
-        case "key":
-            values: list[object] = [bytes.fromhex(digest) for digest in question.value.split(",")]
-            marks = ", ".join(["%s"] * len(values))
-            parts |= {"source": _BY_KEY, "where": f"k.digest IN ({marks}) AND k.retired_at IS NULL"}
-        case "machine":
-            values = [_id(question.value)]
-            parts |= {"source": _BY_MACHINE, "where": "m.id = %s", "fingerprint": "m.fingerprint"}
-            parts["machine"] = "m.id, m.fingerprint, m.public_key, m.deactivated_at IS NULL"
-            asked = asked[3:]
-        case _:
-            values = [_id(question.value)]
-    with _cursor() as cursor:
-        cursor.execute(_QUERY.format(**_WORDS[vendor], **parts), [*asked, *values])
-        return cursor.fetchone()
-
-
-def _id(value: str) -> object:
-    return UUID(value).hex if connection.vendor == "sqlite" else UUID(value)
-
-
-def _picture(row: Any) -> Picture:
-    lenient = row[23] == OutagePolicy.LENIENT
-    snapshot = Snapshot(
-        license_id=_uuid(row[0]),
-        customer_id=_uuid(row[1]),
-        product=row[2],
-        plan=row[3],
-        plan_revision=row[4],
-        scheme=row[5],
-        revision=row[6],
-        issued=bool(row[7]),
-        revoked=bool(row[8]),
-        holds=tuple(sorted(row[9].split(","))) if row[9] else (),
-        starts_at=_instant(row[10]) or datetime.max.replace(tzinfo=UTC),
-        expires_at=_instant(row[11]),
-        grace_until=_instant(row[12]),
-        maintenance_until=_instant(row[13]),
-        seat_required=bool(row[14]),
-        seat_limit=row[15],
-        seats_used=row[16],
-        activation_required=bool(row[17]),
-        activation_limit=row[18],
-        activations_used=row[19],
-        entitlements=_rights(row[20]),
-        floating=row[21] == SeatKind.FLOATING and row[5] != Scheme.USAGE,
-        require_signed_clients=bool(row[22]),
-        lenient_seconds=float(row[24]) if lenient else None,
-        updated_at=_instant(row[25]),
-    )
-    facts = Facts(
-        activation_id=_uuid(row[26]) if row[26] is not None else None,
-        keyed=bool(row[27]),
-        leased_until=_instant(row[28]),
-        seat_state=row[29],
-        version_released_at=_instant(row[30]),
-    )
-    machine = None
-    if row[31] is not None:
-        machine = Machine(_uuid(row[31]), row[32], bytes(row[33] or b""), bool(row[34]))
-    return Picture(snapshot, facts, machine)
-
-
-def _cursor() -> Any:
-    """Return a cursor that lets PostgreSQL keep the statement prepared: planning this query costs it ten times what
-    running it does. Elsewhere, Django's own."""
-    if connection.vendor != "postgresql":
-        return connection.cursor()
-    from django.db.backends.postgresql.base import ServerBindingCursor
-
-    server: Any = connection
-    server.ensure_connection()
-    server.connection.prepare_threshold = 2
-    binding: Any = ServerBindingCursor
-    return server._prepare_cursor(binding(server.connection))
-
-
-def _uuid(value: object) -> str:
-    """Return an id as answers spell it: SQLite keeps it without hyphens."""
-    text = str(value)
-    return text if len(text) == 36 else f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def _instant(value: datetime | str | None) -> datetime | None:
-    """Return an instant as both databases mean it: SQLite's driver gives it without its time zone."""
-    if value is None:
-        return None
-    instant = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
-
-
-def _rights(value: Any) -> dict[str, Right]:
-    document = orjson.loads(value) if isinstance(value, str) else value
-    return {
-        key: Right(kind, text, meter, _decimal(amount), overage)
-        for key, (kind, text, meter, amount, overage) in sorted((document or {}).items())
-    }
-
-
-def _decimal(amount: str | None) -> str | None:
-    """Return a decimal string without trailing zeros, the same from both databases."""
-    if amount is None:
-        return None
-    return amount.rstrip("0").rstrip(".") if "." in amount else amount
+_CONFIRMED_AT_ONCE = 200
+confirming = Periodic("snapshots", 0.2, confirm)

@@ -75,14 +75,24 @@ def flush() -> int:
         return written
 
 
+def waiting() -> int:
+    """Return of how many machines something is not written yet."""
+    return len(_waiting)
+
+
 def _write(rows: list[tuple[UUID, tuple[datetime, int]]]) -> None:
     if connection.vendor == "postgresql":
+        ids = [row[0] for row in rows]
         with connection.cursor() as cursor:
             cursor.execute(
-                "UPDATE licensing_activation a SET last_seen_at = GREATEST(a.last_seen_at, s.at),"
+                # Locked in one order, as every process does: two that write at once do not wait for each other.
+                "WITH locked AS (SELECT id FROM licensing_activation WHERE id = ANY(%s::uuid[]) ORDER BY id"
+                " FOR NO KEY UPDATE)"
+                " UPDATE licensing_activation a SET last_seen_at = GREATEST(a.last_seen_at, s.at),"
                 " counter_floor = GREATEST(a.counter_floor, s.counter)"
-                " FROM unnest(%s::uuid[], %s::timestamptz[], %s::bigint[]) AS s(id, at, counter) WHERE a.id = s.id",
-                [[row[0] for row in rows], [row[1][0] for row in rows], [row[1][1] for row in rows]],
+                " FROM locked, unnest(%s::uuid[], %s::timestamptz[], %s::bigint[]) AS s(id, at, counter)"
+                " WHERE a.id = locked.id AND locked.id = s.id",
+                [ids, ids, [row[1][0] for row in rows], [row[1][1] for row in rows]],
             )
         return
     with transaction.atomic():
@@ -92,4 +102,4 @@ def _write(rows: list[tuple[UUID, tuple[datetime, int]]]) -> None:
             )
 
 
-writing = Periodic("stamps", INTERVAL_SECONDS, flush, at_stop=True)
+writing = Periodic("stamps", INTERVAL_SECONDS, flush, left=waiting)

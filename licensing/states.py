@@ -30,6 +30,25 @@ class Scheme(TextChoices):
     BOTH = "both", "seats and usage"
 
 
+class ChangeState(TextChoices):
+    """How far a change of scheme or plan has come. Only the first two ever go on."""
+
+    SCHEDULED = "scheduled"
+    APPLIED = "applied"
+    UNDONE = "undone"
+    CANCELLED = "cancelled"
+    REFUSED = "refused"
+
+
+CHANGE_TRANSITIONS = {
+    ChangeState.SCHEDULED: {ChangeState.APPLIED, ChangeState.CANCELLED, ChangeState.REFUSED},
+    ChangeState.APPLIED: {ChangeState.UNDONE},
+    ChangeState.UNDONE: set(),
+    ChangeState.CANCELLED: set(),
+    ChangeState.REFUSED: set(),
+}
+
+
 class SeatKind(TextChoices):
     """Whether a seat belongs to a named holder or is taken for a while by whoever comes."""
 
@@ -80,6 +99,13 @@ class Overage(TextChoices):
     CHARGE = "charge"
 
 
+class ReservationState(TextChoices):
+    OPEN = "open"
+    COMMITTED = "committed"
+    RELEASED = "released"
+    LAPSED = "lapsed"
+
+
 class LicenseStatus(TextChoices):
     DRAFT = "draft"
     ACTIVE = "active"
@@ -95,6 +121,7 @@ class HoldReason(TextChoices):
     DISPUTE = "dispute"
     SECURITY = "security"
     STAFF = "staff", "staff decision"
+    ANOMALY = "anomaly", "an anomaly to be looked at"
 
 
 class SeatState(TextChoices):
@@ -122,9 +149,20 @@ class MemberRole(TextChoices):
 
 
 class AnomalyState(TextChoices):
+    """A snoozed one comes back by itself; until then what it says of its object alerts nobody again."""
+
     OPEN = "open"
     ACKNOWLEDGED = "acknowledged"
+    SNOOZED = "snoozed"
     RESOLVED = "resolved"
+
+
+class EndpointState(TextChoices):
+    """Whether a webhook endpoint is told. A deleted one stays for its log."""
+
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+    DELETED = "deleted"
 
 
 class Severity(TextChoices):

@@ -15,15 +15,15 @@ from typing import Any
 
 import redis
 import structlog
-from django.conf import settings
 
-from licensing import feed
+from licensing import feed, installation
 from licensing.background import Periodic
 
 log = structlog.get_logger(__name__)
 
 SETTLED_SECONDS = 0.2
 _AT_ONCE = 500
+_ROUNDING_SECONDS = 1e-6  # what floats make of sums of instants: a full bucket must give its last token
 
 # Generic cell rate: one number per caller, the instant at which its bucket is full again. ARGV: the rate, then how many
 # were taken by each caller. Returns for each in how many milliseconds its bucket is full.
@@ -72,10 +72,10 @@ class Throttle:
                 self._full = {name: full for name, full in self._full.items() if full > now}
             following = max(self._full.get(caller, now), now) + 1 / self.rate
             wait = following - now - self.burst / self.rate
-            if wait > 0:
+            if wait > _ROUNDING_SECONDS:
                 return self._answer(0, math.ceil(wait))
             self._full[caller] = following
-            if settings.REDIS_URL:
+            if installation.here.redis_url:
                 self._taken[caller] = self._taken.get(caller, 0) + 1
                 _settling.wake()
         return self._answer(int(self.burst - (following - now) * self.rate + 1e-6), 0)
@@ -108,7 +108,7 @@ class Throttle:
         callers = list(hungry)
         for start in range(0, len(callers), _AT_ONCE):
             some = callers[start : start + _AT_ONCE]
-            keys = [f"{settings.REDIS_KEY_PREFIX}:throttle:{self.kind}:{caller}" for caller in some]
+            keys = [f"{installation.here.redis_key_prefix}:throttle:{self.kind}:{caller}" for caller in some]
             try:
                 answers = _SETTLE(keys, self.rate, *(hungry[caller] for caller in some))
             except redis.RedisError:
@@ -154,7 +154,7 @@ _throttles: dict[str, Throttle] = {}
 def throttle(kind: str) -> Throttle:
     """Return the throttle of a kind named in settings.THROTTLES: address, license or credential."""
     found = _throttles.get(kind)
-    rate, burst = settings.THROTTLES[kind]
+    rate, burst = installation.here.throttles[kind]
     if found is None or found.rate != rate or found.burst != burst:
         found = _throttles[kind] = Throttle(kind, rate, burst)
     return found

@@ -1,7 +1,8 @@
 """Validation, the fast path: find the picture, decide, record a refusal.
 
-It knows no HTTP and signs nothing: that is `gate`. One in a hundred verdicts made from a copy is made again from the
-database, off the request; where the two differ and no change explains it, that is an anomaly.
+It knows no HTTP and signs nothing: that is `gate`. What it decides is told to who wants to hear (`live`). One in a
+hundred verdicts made from a copy is made again from the database, off the request; where the two differ and no change
+explains it, that is an anomaly.
 """
 
 import random
@@ -12,12 +13,14 @@ from uuid import UUID
 import msgspec
 from django.utils import timezone
 
-from licensing import anomalies, decisions, feed, keys, snapshots
+from licensing import anomalies, crypto, decisions, feed, keys, live, pictures, snapshots
 from licensing.background import Periodic
 from licensing.credentials import Caller
 from licensing.decision import Scope, Snapshot, Verdict, decide
 from licensing.errors import Unavailable
-from licensing.snapshots import Found, Machine, Question
+from licensing.pictures import Machine, Question
+from licensing.proofs import TermsAltered
+from licensing.snapshots import Found
 from licensing.states import Severity
 
 RECHECKED = 0.01
@@ -60,21 +63,21 @@ def by_credential(
         Unavailable: the database is away, and nothing may be answered without it.
     """
     if license_key is not None:
-        question = Question.of("key", ",".join(digest.hex() for digest in keys.digests(license_key)), scope)
+        digests = ",".join(digest.hex() for digest in keys.digests(license_key))
+        question = Question.of("key", digests, scope, caller.customer_id)
     else:
-        question = Question.of("id", str(license_id), scope)
+        question = Question.of("id", str(license_id), scope, caller.customer_id)
     found = snapshots.get(question)
-    if found is not None:
-        snapshot = found.picture.snapshot
-        other_id = license_id is not None and snapshot.license_id != str(license_id)
-        if other_id or (caller.customer_id is not None and snapshot.customer_id != str(caller.customer_id)):
-            found = None
+    if found is None and license_key is not None:
+        crypto.require_whole()  # with a key of the ring missing, a good one is not found either
+    if found is not None and license_id is not None and found.picture.snapshot.license_id != str(license_id):
+        found = None
     return _decided(found, question, scope, caller=f"credential:{caller.id}", request_id=caller.request_id, at=at)
 
 
 def verdict_for_staff(*, license_id: UUID, at: datetime) -> Validated:
     """Return the verdict without a scope, as support wants to see it: from the database. Records nothing."""
-    picture = snapshots.read(Question.of("id", str(license_id), Scope()))
+    picture = pictures.read(Question.of("id", str(license_id), Scope()))
     snapshot = picture.snapshot if picture else None
     return Validated(decide(snapshot, Scope(), at), snapshot)
 
@@ -94,8 +97,12 @@ def _decided(
             code=verdict.code,
             looked_at=verdict.looked_at,
         )
+    live.attending.wake()
     if found is None:
         return Validated(verdict, None)
+    if live.wanted:
+        by_key = question.by == "key" and question.customer is None
+        live.tell(found.picture.snapshot, live.Decided(found.picture.snapshot, known, verdict, at, by_key))
     # A version may be announced meanwhile without any license changing: such answers are not compared.
     copied = found.source in ("memory", "redis") and scope.version is None
     if copied and random.random() < RECHECKED:  # noqa: S311  a sample, no secret
@@ -127,7 +134,10 @@ def recheck() -> int:
     while _again:
         answered = _again.popleft()
         try:
-            picture = snapshots.read(answered.question)
+            picture = pictures.read(answered.question)
+        except TermsAltered:  # said where it was noticed; the copy must not go on answering
+            feed.announce(answered.snapshot.license_id)
+            continue
         except Unavailable:  # said where it was noticed
             return done
         done += 1
@@ -141,6 +151,7 @@ def recheck() -> int:
         same_row = picture is not None and picture.snapshot.revision == answered.snapshot.revision
         late = changed_at is not None and changed_at < answered.at - BOUND
         if current.code != answered.verdict.code and (same_row or late):
+            feed.announce(answered.snapshot.license_id)
             anomalies.flag(
                 rule="cached_verdict_differs",
                 severity=Severity.CRITICAL,

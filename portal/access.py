@@ -6,9 +6,11 @@ from uuid import UUID
 from allauth.account.adapter import DefaultAccountAdapter
 from django.http import Http404, HttpRequest
 
+from billing.models import Statement
 from licensing.api.door import client_address, request_id_of
 from licensing.audit import Actor
-from licensing.models import Lease, License, Member, Seat
+from licensing.models import Activation, Lease, License, Member, Seat, WebhookEndpoint
+from licensing.states import EndpointState
 
 
 class AccountAdapter(DefaultAccountAdapter):
@@ -52,6 +54,34 @@ def lease_or_404(request: HttpRequest, lease_id: UUID) -> tuple[Lease, Member]:
     if lease is None or member is None:
         raise Http404
     return lease, member
+
+
+def machine_or_404(request: HttpRequest, activation_id: UUID) -> tuple[Activation, Member]:
+    """Return a machine of a license of a customer the signed-in person acts for, and their membership there."""
+    machine = Activation.objects.select_related("license__product").filter(pk=activation_id).first()
+    member = _member(request, machine.license.customer_id) if machine else None
+    if machine is None or member is None:
+        raise Http404
+    return machine, member
+
+
+def statement_or_404(request: HttpRequest, statement_id: UUID) -> tuple[Statement, Member]:
+    """Return a statement of a customer the signed-in person acts for, and their membership there."""
+    statement = Statement.objects.select_related("customer").filter(pk=statement_id).first()
+    member = _member(request, statement.customer_id) if statement else None
+    if statement is None or member is None:
+        raise Http404
+    return statement, member
+
+
+def endpoint_or_404(request: HttpRequest, endpoint_id: UUID) -> tuple[WebhookEndpoint, Member]:
+    """Return a webhook endpoint of a customer the signed-in person acts for, and their membership there."""
+    rows = WebhookEndpoint.objects.exclude(state=EndpointState.DELETED).select_related("customer")
+    endpoint = rows.filter(pk=endpoint_id, customer__isnull=False).first()
+    member = _member(request, endpoint.customer_id) if endpoint and endpoint.customer_id else None
+    if endpoint is None or member is None:
+        raise Http404
+    return endpoint, member
 
 
 def actor_of(request: HttpRequest, member: Member | None = None) -> Actor:

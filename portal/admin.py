@@ -26,7 +26,7 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from licensing import audit
-from licensing.admin.base import BoundedPaginator, StaffModelAdmin, list_of
+from licensing.admin.base import BoundedPaginator, StaffModelAdmin, Watched, list_of
 from licensing.models import AuditEntry
 from portal.access import actor_of
 from portal.models import User
@@ -112,7 +112,7 @@ class _People(ModelAdmin):
 
 
 @admin.register(User)
-class UserAdmin(_People, DjangoUserAdmin):  # type: ignore[misc]  # the theme has no types
+class UserAdmin(Watched, _People, DjangoUserAdmin):  # type: ignore[misc]  # the theme has no types
     """People who sign in: staff of ours, and customers' members."""
 
     form = UserChangeForm
@@ -182,6 +182,7 @@ for model in (Group, EmailAddress, AccessAttempt, AccessLog, AccessFailureLog):
 class AccessAttemptAdmin(StaffModelAdmin):
     """Wrong passwords, read-only, without what was typed."""
 
+    shows_personal = ("page", "list")
     list_display = ("username", "ip_address", "failures_since_start", "attempt_time", "path_info")
     list_filter = (LockedFilter,)
     search_fields = ("=username", "=ip_address")

@@ -3,17 +3,18 @@
 import re
 from typing import Any
 
+import orjson
 from csp.constants import SELF, UNSAFE_INLINE
 from csp.decorators import csp_update
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.views.decorators.http import require_safe
 from drf_spectacular.views import SpectacularSwaggerSplitView
 from rest_framework import exceptions
 
 from licensing import crypto, gate
 from licensing.api.base import StrictSerializer
-from licensing.api.door import django_response, request_id_of
+from licensing.api.door import django_response, plain_request, request_id_of
 from licensing.errors import LicensingError
 
 _CODES = {
@@ -79,11 +80,21 @@ def _located(detail: Any, pointer: str) -> Any:
 
 @require_safe
 def jwks(request: HttpRequest) -> HttpResponse:
-    """Return the public keys that answers and tokens are verified with."""
-    response = JsonResponse(crypto.jwks(), content_type="application/jwk-set+json")
-    response["Cache-Control"] = "public, max-age=300"
-    response["Access-Control-Allow-Origin"] = "*"
-    return response
+    """Return the public keys that answers and tokens are verified with; signed, when the request carries a nonce.
+
+    `?signed_by=` names the keys a program trusts. One of them signs that is still in use: so whoever knows any of our
+    keys learns of the others, however many rotations it has slept through.
+    """
+    asked, keys = plain_request(request), crypto.jwks()
+    known = request.GET.get("signed_by", "").split(",")
+    kid = next((key["kid"] for key in keys["keys"] if key["kid"] in known), "")
+    headers = {
+        "content-type": "application/jwk-set+json",
+        "cache-control": "no-store" if "x-licentia-nonce" in asked.headers else "public, max-age=300",
+        "vary": "x-licentia-nonce",
+        "access-control-allow-origin": "*",
+    }
+    return django_response(gate.sign(asked, gate.Answer(200, orjson.dumps(keys), headers), kid=kid))
 
 
 docs = csp_update({"style-src": [SELF, UNSAFE_INLINE]})(SpectacularSwaggerSplitView.as_view(url_name="schema"))
@@ -140,7 +151,7 @@ def document_common_answers(result: dict[str, Any], generator: Any, request: Any
                 operation["responses"].setdefault(status, {"description": description, "content": content})
             said = operation.get("description", "").partition("\n")[0].rstrip(".")
             operation.setdefault("summary", said or operation["operationId"].replace("_", " ").capitalize())
-            by_key = re.match(r"/api/v1/(validate|activations|entitlements)", path)
+            by_key = re.match(r"/api/v1/(validate|activations|entitlements|usage|events)", path)
             operation["security"] = [{"credential": []}, *([{"licenseKey": []}] if by_key else [])]
             operation["responses"] = dict(sorted(operation["responses"].items()))
             operation["operationId"] = re.sub(r"^v1_", "", operation["operationId"])

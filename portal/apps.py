@@ -9,4 +9,16 @@ class PortalConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from licensing import rules
+        from licensing.states import Severity
         from portal import checks  # noqa: F401  registers the system checks
+
+        rules.register(
+            rules.Rule(
+                "webhook_forged",
+                "Somebody sent what claims to come from the payment gateway and is not signed by it.",
+                Severity.HIGH,
+                "why it was refused",
+                proved_by=("tests/pages/test_stripe_webhook.py",),
+            )
+        )

@@ -13,7 +13,7 @@ from django.db import DatabaseError, connection
 from django.http.request import validate_host
 from django.utils import timezone
 
-from licensing import crypto, guards, keyring
+from licensing import checkpoints, crypto, guards, keyring
 from licensing.crypto import KeyRingError
 from licensing.errors import LicensingError
 
@@ -93,6 +93,12 @@ def production_is_safe(**_: Any) -> list[CheckMessage]:
             "No mail server is configured that is spoken to by TLS: notices would not leave, or be read on the way.",
             "Set EMAIL_URL=smtp+tls://USER:PASSWORD@HOST:587",
         ),
+        (
+            not settings.WEBHOOKS_TO_LOOPBACK,
+            "E031",
+            "Webhooks may be sent to this very machine: an address that a customer gives could lead inside.",
+            "Leave WEBHOOKS_TO_LOOPBACK unset.",
+        ),
     ]
     return [Error(text, hint=mend, id=f"licentia.{code}") for holds, code, text, mend in rules if not holds]
 
@@ -123,6 +129,69 @@ def embedded_stays_at_home(**_: Any) -> list[CheckMessage]:
             id="licentia.E016",
         )
     ]
+
+
+@register(Tags.security)
+def payments_are_whole(**_: Any) -> list[CheckMessage]:
+    """The payment gateway is configured whole or not at all, and dunning in its order."""
+    key, secret, base = settings.STRIPE_SECRET_KEY, settings.STRIPE_WEBHOOK_SECRET, settings.STRIPE_API_BASE
+    reminders, hold = settings.DUNNING_REMINDER_DAYS, settings.DUNNING_HOLD_DAYS
+    rules = [
+        (
+            bool(key) == bool(secret) and (bool(key) or not base),
+            "E018",
+            "The payment gateway is configured by half.",
+            "Set both STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRET, or none of the STRIPE settings.",
+        ),
+        (
+            not key or key.startswith(("sk_", "rk_")),
+            "E019",
+            "STRIPE_SECRET_KEY is no secret or restricted key.",
+            "Set it to the key that begins with sk_ or rk_; one that begins with pk_ is for browsers.",
+        ),
+        (
+            not secret or secret.startswith("whsec_"),
+            "E020",
+            "STRIPE_WEBHOOK_SECRET is no signing secret.",
+            "Set it to the one of the webhook endpoint, which begins with whsec_.",
+        ),
+        (
+            not (settings.PRODUCTION and base),
+            "E021",
+            "STRIPE_API_BASE sends payments elsewhere than to Stripe.",
+            "Leave STRIPE_API_BASE empty in production.",
+        ),
+        (
+            all(day > 0 for day in reminders) and hold >= 0 and (not hold or hold > max(reminders, default=0)),
+            "E022",
+            "The dunning steps are out of order.",
+            "Set DUNNING_REMINDER_DAYS to days past the due date (3,7,14), DUNNING_HOLD_DAYS to a later one or 0.",
+        ),
+    ]
+    return [Error(text, hint=mend, id=f"licentia.{code}") for holds, code, text, mend in rules if not holds]
+
+
+@register(Tags.security)
+def checkpoints_go_somewhere(**_: Any) -> list[CheckMessage]:
+    """The audit chain's checkpoints go where nobody reads or changes them on the way."""
+    hook = urlsplit(settings.AUDIT_CHECKPOINT_WEBHOOK)
+    rules = [
+        (
+            not settings.AUDIT_CHECKPOINT_WEBHOOK
+            or (hook.scheme == "https" and bool(hook.hostname))
+            or (not settings.PRODUCTION and hook.scheme == "http" and bool(hook.hostname)),
+            "E023",
+            "AUDIT_CHECKPOINT_WEBHOOK is not an https address.",
+            "Set AUDIT_CHECKPOINT_WEBHOOK=https://…",
+        ),
+        (
+            all("@" in each for each in settings.AUDIT_CHECKPOINT_MAIL) and settings.AUDIT_CHECKPOINT_MAIL_MINUTES > 0,
+            "E024",
+            "AUDIT_CHECKPOINT_MAIL holds what is no address, or its minutes are not above 0.",
+            "Set AUDIT_CHECKPOINT_MAIL=auditor@example.com,second@example.com",
+        ),
+    ]
+    return [Error(text, hint=mend, id=f"licentia.{code}") for holds, code, text, mend in rules if not holds]
 
 
 @register(Tags.security)
@@ -205,8 +274,18 @@ def begin() -> None:
     else:
         for problem in problems:
             log.error("starting_without_writing", problem=problem)
+        _say_how_the_chain_stands()
     finally:
         connection.close()
+
+
+def _say_how_the_chain_stands() -> None:
+    """Where no process ran for a while, entries wait for their number: it is said, and does not keep this one back."""
+    try:
+        for name, problem in checkpoints.problems(at=timezone.now()).items():
+            log.warning("audit_behind_at_start", of=name, problem=problem)
+    except DatabaseError as error:
+        log.error("audit_chain_not_examined", error=str(error).partition("\n")[0])
 
 
 def refuse_to_start_unguarded() -> None:
@@ -214,7 +293,8 @@ def refuse_to_start_unguarded() -> None:
 
     Web and worker processes call it before they take work.
     """
-    problems = production_is_safe() + embedded_stays_at_home() + key_ring_is_readable()
+    problems = production_is_safe() + embedded_stays_at_home() + payments_are_whole()
+    problems += checkpoints_go_somewhere() + key_ring_is_readable()
     try:
         if "licensing_auditentry" in connection.introspection.table_names():
             problems += guards_stand()

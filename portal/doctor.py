@@ -1,7 +1,9 @@
 """What is wrong with this installation, and how to mend it. It changes nothing."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from uuid import UUID
 
 import redis
 from django.conf import settings
@@ -11,8 +13,12 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Model
 from django.utils import timezone
 
-from licensing import sweeps
+from billing import meters
+from licensing import chain, checkpoints, keyring, pictures, proofs, sweeps, watching
+from licensing.crypto import KeyRingError
+from licensing.decision import Scope
 from licensing.models import Activation, Lease, License, Seat
+from licensing.pictures import Question
 from portal import checks
 
 
@@ -33,7 +39,7 @@ def examine() -> list[Finding]:
     findings.append(_migrations())
     if findings[-1].wrong:
         return findings
-    return [*findings, _guards(), _redis(), *_jobs(), *_seat_counters()]
+    return [*findings, _guards(), _redis(), *_jobs(), *_audit(), _rules(), *_seat_counters(), _terms(), _meters()]
 
 
 def _configuration() -> Finding:
@@ -46,6 +52,9 @@ def _configuration() -> Finding:
 
 
 def _key_ring() -> Finding:
+    with contextlib.suppress(DatabaseError, KeyRingError):  # said by the next lines, or by the next finding
+        if lacking := keyring.examine():
+            return Finding("key ring", " ".join(lacking), "manage.py keyring status")
     problems = checks.key_ring_is_readable()
     return Finding("key ring", problems[0].msg, str(problems[0].hint)) if problems else Finding("key ring")
 
@@ -86,7 +95,7 @@ def _redis() -> Finding:
 def _jobs() -> list[Finding]:
     at = timezone.now()
     findings = []
-    for job in sweeps.JOBS:
+    for job in sweeps.every():
         standing = sweeps.standing(job, at=at)
         if standing.overdue:
             last = f"{standing.last_finished_at:%Y-%m-%d %H:%M} UTC" if standing.last_finished_at else "never"
@@ -95,6 +104,48 @@ def _jobs() -> list[Finding]:
         else:
             findings.append(Finding(f"job {job.name} (lag {standing.lag.total_seconds():.0f} s)"))
     return findings
+
+
+def _audit() -> list[Finding]:
+    at = timezone.now()
+    problems, sinks = checkpoints.problems(at=at), checkpoints.sinks(at=at)
+    mends = {
+        "audit_chain": "Start a worker and the beat; then: manage.py audit checkpoint",
+        "audit_checkpoint": "manage.py audit checkpoint",
+    }
+    findings = [
+        Finding(
+            name.replace("_", " "),
+            text,
+            mends.get(name, "Mend the place; see docs/audit.md. What it lacks is sent again."),
+        )
+        for name, text in problems.items()
+    ]
+    if settings.PRODUCTION and len(sinks) < 2:
+        findings.append(
+            Finding(
+                "audit checkpoints",
+                f"They go to {len(sinks)} place besides the database: whoever owns that one too can forge the record.",
+                "Set AUDIT_CHECKPOINT_FILE to a file on another machine's disk, and AUDIT_CHECKPOINT_MAIL or "
+                "AUDIT_CHECKPOINT_WEBHOOK.",
+            )
+        )
+    stands = chain.standing(at=at)
+    said = (
+        f"audit chain ({stands.size} entries, lag {stands.lag.total_seconds():.0f} s; verify: manage.py audit verify)"
+    )
+    return findings or [Finding(said)]
+
+
+def _rules() -> Finding:
+    silent = [one.rule.id for one in watching.standings(at=timezone.now()) if one.silent]
+    if not silent:
+        return Finding("anomaly rules")
+    return Finding(
+        "anomaly rules",
+        f"{len(silent)} have not looked for more than an hour: {', '.join(silent)}",
+        "Start a worker and the beat, or see why they fail: the staff site, 'Rules'.",
+    )
 
 
 def _seat_counters() -> list[Finding]:
@@ -123,3 +174,32 @@ def _differing(counter: str, *held: tuple[type[Model], str]) -> int:
             f"ON held.license_id = l.id WHERE l.{counter} <> COALESCE(held.n, 0)"
         )
         return int(cursor.fetchone()[0])
+
+
+def _terms() -> Finding:
+    altered = [str(license_id) for license_id in proofs.doubtful() if _altered(license_id)]
+    if not altered:
+        return Finding("license terms")
+    return Finding(
+        "license terms",
+        f"{len(altered)} licenses have terms no rule wrote, and are refused: {', '.join(altered[:5])}",
+        "Find out who did it. Then put the values right, or take them: the license's staff page, 'Accept terms'.",
+    )
+
+
+def _meters() -> Finding:
+    doubts = meters.doubts()
+    if not doubts:
+        return Finding("meters of plans on sale")
+    more = f" (and {len(doubts) - 1} more)" if len(doubts) > 1 else ""
+    return Finding(
+        "meters of plans on sale", f"{doubts[0]}{more}", "Publish the meter, or a plan revision without the allowance."
+    )
+
+
+def _altered(license_id: UUID) -> bool:
+    try:
+        pictures.read(Question.of("id", str(license_id), Scope()))
+    except proofs.TermsAltered:
+        return True
+    return False

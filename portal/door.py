@@ -9,13 +9,19 @@ from typing import Any
 import structlog
 from django.utils import timezone
 
+from billing import gate as billing_gate
 from licensing import gate
 from licensing.api import door
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-HOT: dict[tuple[str, str], Callable[..., gate.Answer]] = {("POST", "/api/v1/validate"): gate.validate}
-_REASONS = {200: "200 OK"}
+HOT: dict[tuple[str, str], Callable[..., gate.Answer]] = {
+    ("POST", "/api/v1/validate"): gate.validate,
+    ("POST", "/api/v1/usage"): billing_gate.usage,
+    ("POST", "/api/v1/usage/batch"): billing_gate.usage_batch,
+    ("POST", "/api/v1/events"): billing_gate.events,
+}
+_REASONS = {200: "200 OK", 201: "201 Created"}
 
 
 def fast_door(behind: Application) -> Application:

@@ -9,9 +9,10 @@ from typing import Any
 import structlog
 from django import forms
 
-from licensing import license_files
+from licensing import events, license_files, posting
 from licensing.errors import Forbidden, Invalid, LicensingError, Missing, Refused, TooMany
 from licensing.states import LicenseStatus, SeatState
+from portal.usage import SPANS
 
 log = structlog.get_logger(__name__)
 
@@ -81,6 +82,28 @@ class SeatFilter(forms.Form):
         return str(self.cleaned_data.get(name, ""))
 
 
+class UsageFilter(forms.Form):
+    """Which history to show. What does not fit is as if it had not been asked."""
+
+    meter = forms.ChoiceField(required=False)
+    days = forms.ChoiceField(label="Time", required=False, choices=[(str(n), f"Last {n} days") for n in SPANS])
+    by = forms.ChoiceField(label="Apart by", required=False)
+
+    def __init__(self, *args: Any, meters: list[tuple[str, str]], dimensions: list[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["meter"] = forms.ChoiceField(required=False, choices=meters)
+        apart = [(each, each.replace("_", " ").capitalize()) for each in dimensions]
+        self.fields["by"] = forms.ChoiceField(label="Apart by", required=False, choices=[("", "All together"), *apart])
+        if len(meters) < 2:
+            del self.fields["meter"]
+        if not dimensions:
+            del self.fields["by"]
+
+    def value(self, name: str) -> str:
+        self.is_valid()
+        return str(self.cleaned_data.get(name, ""))
+
+
 class AssignForm(RuleForm):
     """Give somebody a seat."""
 
@@ -88,24 +111,18 @@ class AssignForm(RuleForm):
     holder = forms.CharField(label="Email address of the person", max_length=254, widget=_email())
 
 
-class ReleaseForm(RuleForm):
-    """Take a seat back."""
+class ReasonForm(RuleForm):
+    """Take something back: a seat, a lease, a machine's place."""
 
     reason = _reason(required=False)
 
 
-class TransferForm(RuleForm):
+class TransferForm(ReasonForm):
     """Hand a seat to somebody else."""
 
     fields_of = {"/holder": "to"}
+    field_order = ("to", "reason")
     to = forms.CharField(label="Email address of the new holder", max_length=254, widget=_email())
-    reason = _reason(required=False)
-
-
-class EndLeaseForm(RuleForm):
-    """Take a lease back from a machine."""
-
-    reason = _reason(required=False)
 
 
 class OfflineForm(RuleForm):
@@ -152,4 +169,37 @@ class OfflineForm(RuleForm):
 class RevealForm(RuleForm):
     """Download a license key."""
 
+    reason = _reason(required=True)
+
+
+class EndpointForm(RuleForm):
+    """A webhook endpoint: where to, and of what."""
+
+    fields_of = {"/url": "url", "/event_types": "event_types"}
+    customer = forms.ChoiceField(label="Organization")
+    url = forms.CharField(
+        label="Address",
+        max_length=posting.LONGEST_URL,
+        widget=forms.URLInput({"autocomplete": "off", "spellcheck": "false", "placeholder": "https://"}),
+    )
+    description = forms.CharField(label="Description (optional)", required=False, max_length=200)
+    event_types = forms.MultipleChoiceField(
+        label="Event types",
+        required=False,
+        choices=[(event_type, event_type) for event_type in events.FOR_CUSTOMERS],
+        widget=forms.SelectMultiple({"size": 8}),
+        help_text="None chosen: every type.",
+    )
+
+    def __init__(self, *args: Any, customers: list[tuple[str, str]] = (), **kwargs: Any) -> None:  # type: ignore[assignment]
+        super().__init__(*args, **kwargs)
+        self.fields["customer"] = forms.ChoiceField(label="Organization", choices=customers)
+        if len(customers) < 2:
+            del self.fields["customer"]
+
+
+class AgainForm(RuleForm):
+    """Send a message again."""
+
+    fields_of = {"/reason": "reason"}
     reason = _reason(required=True)

@@ -1,4 +1,5 @@
-"""What must not stand in a log is taken out here, whoever logs it: license keys and API secrets."""
+"""What must not stand in a log is taken out here, whoever logs it: license keys, API secrets and those of the payment
+gateway."""
 
 import logging
 import re
@@ -6,7 +7,7 @@ from typing import Any
 
 from licensing import keyformat
 
-_SECRET = re.compile(r"lsk_[A-Za-z0-9_-]{20,}")
+_SECRET = re.compile(r"(?<![A-Za-z0-9])(lsk_|(?:sk|rk)_(?:live|test)_|whsec_)[A-Za-z0-9_-]{16,}")
 
 
 class RedactingFilter(logging.Filter):
@@ -26,7 +27,7 @@ class RedactingFilter(logging.Filter):
 
 def redact(text: str) -> str:
     """Return `text` without license keys and API secrets."""
-    return _SECRET.sub(lambda match: f"lsk_•••{match.group()[-4:]}", keyformat.redact(text))
+    return _SECRET.sub(lambda match: f"{match.group(1)}•••{match.group()[-4:]}", keyformat.redact(text))
 
 
 def _redacted(value: Any) -> Any:

@@ -5,7 +5,8 @@ the views hand it what `access` allowed.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -55,9 +56,9 @@ HOLD_WORDS = {
     HoldReason.STAFF: "The vendor stopped it.",
 }
 ROLE_WORDS = {
-    MemberRole.OWNER: "You are an owner: you manage seats and keys.",
+    MemberRole.OWNER: "You are an owner: you manage seats and keys, and see statements.",
     MemberRole.LICENSE_MANAGER: "You are a license manager: you manage seats and keys.",
-    MemberRole.BILLING: "You are here for billing: you can look, but not change seats or download keys.",
+    MemberRole.BILLING: "You are here for billing: you see statements, but cannot change seats or download keys.",
     MemberRole.VIEWER: "You are a viewer: you can look, but not change seats or download keys.",
 }
 
@@ -147,12 +148,14 @@ class SeatLine:
 
 @dataclass(frozen=True, slots=True)
 class MachineLine:
-    """An activated machine."""
+    """A machine. `borrowed_until` is how long it may work offline with a floating seat, where that was read."""
 
+    id: UUID
     name: str
     platform: str
     activated_at: datetime
     last_seen_at: datetime
+    borrowed_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,6 @@ class LeaseLine:
     until: datetime
     offline: bool
     lapsed: bool
-    ended_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,7 @@ class LicensePage:
     may_assign_seats: bool
     may_reveal_key: bool
     may_activate_offline: bool
+    counts_usage: bool
 
 
 def list_of_licenses(*, user: Any, asked: QueryDict, path: str, status: str, product: str, at: datetime) -> LicenseList:
@@ -224,7 +227,7 @@ def list_of_licenses(*, user: Any, asked: QueryDict, path: str, status: str, pro
         found = found.with_status(status, at)
     if product:
         found = found.filter(product__code=product)
-    rows, pages = _page(found, LICENSES_A_PAGE, asked, "page", path)
+    rows, pages = one_page(found, LICENSES_A_PAGE, asked, "page", path)
     lines = [
         LicenseLine(
             id=row.pk,
@@ -266,10 +269,10 @@ def page_of_license(
     if search:
         seats = seats.filter(holder__icontains=search)
     machines = Activation.objects.filter(license=license, deactivated_at=None).order_by("-last_seen_at", "-id")
-    seat_rows, seat_pages = _page(seats, SEATS_A_PAGE, asked, "page", path)
+    seat_rows, seat_pages = one_page(seats, SEATS_A_PAGE, asked, "page", path)
     out = Lease.objects.filter(license=license, ended_at=None).select_related("activation").order_by("-id")
-    lease_rows, lease_pages = _page(out, LEASES_A_PAGE, asked, "leases", path)
-    machine_rows, machine_pages = _page(machines, MACHINES_A_PAGE, asked, "machines", path)
+    lease_rows, lease_pages = one_page(out, LEASES_A_PAGE, asked, "leases", path)
+    machine_rows, machine_pages = one_page(machines, MACHINES_A_PAGE, asked, "machines", path)
     key = LicenseKey.objects.filter(license=license, retired_at=None).only("last5").first()
     status = status_words(license, at)
     may_manage_seats = member.role in customers.MAY_MANAGE_SEATS
@@ -288,7 +291,7 @@ def page_of_license(
         lease_pages=lease_pages,
         machines_used=license.activations_used,
         machine_limit=license.activation_limit,
-        machine_lines=[MachineLine(row.name, row.platform, row.activated_at, row.last_seen_at) for row in machine_rows],
+        machine_lines=[machine_line(row) for row in machine_rows],
         machine_pages=machine_pages,
         clauses=clauses(license),
         role_words=ROLE_WORDS[MemberRole(member.role)],
@@ -299,6 +302,7 @@ def page_of_license(
         may_activate_offline=may_manage_seats
         and terms.offline_period > timedelta()
         and status.code in (LicenseStatus.ACTIVE, LicenseStatus.IN_GRACE),
+        counts_usage=license.scheme != Scheme.SEATS,
     )
 
 
@@ -325,8 +329,31 @@ def lease_line(lease: Lease, at: datetime) -> LeaseLine:
         until=lease.expires_at,
         offline=lease.offline,
         lapsed=lease.expires_at <= at,
-        ended_at=lease.ended_at,
     )
+
+
+def machine_line(machine: Activation, *, borrowed_until: datetime | None = None) -> MachineLine:
+    """Return what a list of machines shows of one."""
+    return MachineLine(
+        id=machine.pk,
+        name=machine.name,
+        platform=machine.platform,
+        activated_at=machine.activated_at,
+        last_seen_at=machine.last_seen_at,
+        borrowed_until=borrowed_until,
+    )
+
+
+def machine_alone(machine: Activation, at: datetime) -> MachineLine:
+    """Return what a page about one machine shows: also whether it borrowed a floating seat."""
+    borrowed = Lease.objects.filter(
+        license_id=machine.license_id,
+        fingerprint=machine.fingerprint,
+        ended_at=None,
+        offline=True,
+        expires_at__gt=at,
+    )
+    return machine_line(machine, borrowed_until=borrowed.values_list("expires_at", flat=True).first())
 
 
 def offline_words(license: License) -> str:
@@ -405,6 +432,27 @@ def moment(at: datetime) -> str:
     return f"{day(at)}, {at:%H:%M} UTC"
 
 
+def between(starts_at: datetime, ends_at: datetime) -> str:
+    """Return a half-open stretch as people write one, with its last day; with a time only where it is cut in a day."""
+    starts_at, ends_at = starts_at.astimezone(UTC), ends_at.astimezone(UTC)
+    last = ends_at - timedelta(microseconds=1)
+    cut_before, cut_after = starts_at.time() != time(), ends_at.time() != time()
+    same_month = (starts_at.year, starts_at.month) == (last.year, last.month)
+    if starts_at.date() == last.date() and not cut_before and not cut_after:
+        return day(last)
+    first = f"{starts_at.day}" if same_month and not cut_before else f"{starts_at.day} {starts_at:%B}"
+    if starts_at.year != last.year:
+        first += f" {starts_at.year}"
+    first += f", {starts_at:%H:%M}" if cut_before else ""
+    return f"{first} to {day(ends_at)}, {ends_at:%H:%M}" if cut_after else f"{first} to {day(last)}"
+
+
+def amount(quantity: Decimal) -> str:
+    """Return a quantity as people write it: in groups of three digits, without zeros at its end."""
+    text = f"{quantity:,f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def span(length: timedelta) -> str:
     """Return a length of time in its largest whole unit: 30 days, 12 hours, 90 minutes."""
     seconds = int(length.total_seconds())
@@ -428,7 +476,7 @@ def _last5(license: License) -> str:
     return next((key.last5 for key in license.keys.all()), "")
 
 
-def _page(found: "QuerySet[Found]", size: int, asked: QueryDict, name: str, path: str) -> tuple[list[Found], Pages]:
+def one_page(found: "QuerySet[Found]", size: int, asked: QueryDict, name: str, path: str) -> tuple[list[Found], Pages]:
     page = Paginator(found, size).get_page(asked.get(name))
 
     def address(number: int) -> str:
@@ -561,4 +609,4 @@ def _right(right: Entitlement) -> str:
             return right.value
         case _:
             beyond = "more is charged" if right.overage == Overage.CHARGE else "more is refused"
-            return f"{right.amount or 0:,f}".rstrip("0").rstrip(".") + f" {right.meter} a period; {beyond}."
+            return f"{amount(right.amount or Decimal())} {right.meter} a period; {beyond}."

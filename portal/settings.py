@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 import environ
 import structlog
-from celery.schedules import crontab
 from csp.constants import NONCE, NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
@@ -61,6 +60,15 @@ KEYRING = env.str("KEYRING", default="")
 KEYRING_FILE = env.str("KEYRING_FILE", default="" if PRODUCTION else str(VAR_DIR / "keyring.json"))
 KEYRING_PROVIDER = env.str("KEYRING_PROVIDER", default="")  # a class of one's own; see `licensing.crypto.Provider`
 KEYRING_CREATE = not PRODUCTION  # embedded and tests make a ring on first use; production never does
+
+# --- audit checkpoints ------------------------------------------------------------------------------
+# Where the signed checkpoints of the audit chain go, besides the database; see docs/audit.md.
+AUDIT_CHECKPOINT_FILE = env.str(
+    "AUDIT_CHECKPOINT_FILE", default="" if LICENTIA_ENV == "test" else str(VAR_DIR / "audit-checkpoints.jsonl")
+)
+AUDIT_CHECKPOINT_MAIL: list[str] = env.list("AUDIT_CHECKPOINT_MAIL", default=[])  # addresses
+AUDIT_CHECKPOINT_MAIL_MINUTES = env.int("AUDIT_CHECKPOINT_MAIL_MINUTES", default=60)
+AUDIT_CHECKPOINT_WEBHOOK = env.str("AUDIT_CHECKPOINT_WEBHOOK", default="")
 
 # --- applications -----------------------------------------------------------------------------------
 INSTALLED_APPS = [
@@ -176,11 +184,16 @@ CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", default="") or REDIS_URL or "fi
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_RESULT_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_TASK_TIME_LIMIT = 600
 CELERY_TASK_SOFT_TIME_LIMIT = 540
+# At a stop a worker finishes what it has in hand; what it cannot finish goes back to the broker, also when idle.
+CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = 30.0
+CELERY_WORKER_ENABLE_SOFT_SHUTDOWN_ON_IDLE = True
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = True
 CELERY_TIMEZONE = "UTC"
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BEAT_SCHEDULE_FILENAME = str(VAR_DIR / "celerybeat-schedule")
@@ -202,18 +215,52 @@ else:
     CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}
     CELERY_VISIBILITY_TIMEOUT = 3600
 
-# Every job is a reconciler or works off the outbox: a message lost costs one beat, nothing else.
+# Every job is a reconciler or works off the outbox: a message lost costs one beat, nothing else. A daily job is
+# asked every quarter of an hour whether its day is done (`sweeps.beat`): what was missed at night is done by day.
 # `expires` keeps a backlog of beats from piling up while no worker runs.
 CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     "expiration-sweep": {"task": "licensing.sweep", "schedule": 30.0, "options": {"expires": 60}},
     "lease-reclaim": {"task": "licensing.reclaim_leases", "schedule": 30.0, "options": {"expires": 60}},
+    "reservations": {"task": "licensing.lapse_reservations", "schedule": 30.0, "options": {"expires": 60}},
+    "scheduled-changes": {"task": "licensing.carry_out_changes", "schedule": 10.0, "options": {"expires": 30}},
     "outbox-relay": {"task": "licensing.relay_outbox", "schedule": 10.0, "options": {"expires": 30}},
+    "audit-chain": {"task": "licensing.chain_audit", "schedule": 1.0, "options": {"expires": 5}},
+    "audit-verify": {"task": "licensing.verify_audit", "schedule": 900.0, "options": {"expires": 900}},
     "nonces": {"task": "licensing.forget_nonces", "schedule": 60.0, "options": {"expires": 60}},
+    "anomaly-rules": {"task": "licensing.evaluate_rules", "schedule": 20.0, "options": {"expires": 40}},
+    "usage-rollup": {"task": "billing.roll_up", "schedule": 60.0, "options": {"expires": 60}},
+    "usage-follow-up": {"task": "billing.follow_up_usage", "schedule": 60.0, "options": {"expires": 60}},
+    "usage-partitions": {
+        "task": "billing.make_partitions",
+        "schedule": 900.0,
+        "options": {"expires": 900},
+    },
+    "usage-reconcile": {
+        "task": "billing.reconcile",
+        "schedule": 900.0,
+        "options": {"expires": 900},
+    },
+    "usage-ids": {
+        "task": "billing.forget_usage_ids",
+        "schedule": 900.0,
+        "options": {"expires": 900},
+    },
     "retention": {
         "task": "licensing.apply_retention",
-        "schedule": crontab(minute="17", hour="3"),
+        "schedule": 900.0,
+        "options": {"expires": 900},
+    },
+    "statement-refresh": {"task": "billing.refresh_statements", "schedule": 3600.0, "options": {"expires": 3600}},
+    "statement-close": {"task": "billing.close_statements", "schedule": 3600.0, "options": {"expires": 3600}},
+    "gateway-invoices": {"task": "billing.send_invoices", "schedule": 60.0, "options": {"expires": 60}},
+    "gateway-reconciliation": {
+        "task": "billing.reconcile_payments",
+        "schedule": 3600.0,
         "options": {"expires": 3600},
     },
+    "expiry-reminders": {"task": "licensing.remind", "schedule": 900.0, "options": {"expires": 900}},
+    "key-ring-check": {"task": "licensing.check_key_ring", "schedule": 900.0, "options": {"expires": 900}},
+    "dunning": {"task": "billing.dun", "schedule": 900.0, "options": {"expires": 900}},
 }
 
 # --- sign-in ----------------------------------------------------------------------------------------
@@ -315,6 +362,12 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "ENUM_ADD_EXPLICIT_BLANK_NULL_CHOICE": False,
+    "ENUM_NAME_OVERRIDES": {
+        "RevisionState": "licensing.states.RevisionState",
+        "StatementState": "billing.states.StatementState",
+        "LicenseStatus": "licensing.states.LicenseStatus",
+        "EndpointState": [("enabled", "Enabled"), ("disabled", "Disabled")],
+    },
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "portal.api.document_common_answers",
@@ -332,6 +385,30 @@ THROTTLES: dict[str, tuple[float, int]] = {
     ),
 }
 
+# --- alerts -----------------------------------------------------------------------------------------
+# Who is told of anomalies, besides the staff who hold the right to be.
+ALERT_EMAILS: list[str] = env.list("ALERT_EMAILS", default=[])
+
+# --- statements -------------------------------------------------------------------------------------
+VENDOR_NAME = env.str("VENDOR_NAME", default="Licentia")  # who bills
+VENDOR_ADDRESS = env.str("VENDOR_ADDRESS", default="").replace("\\n", "\n")
+STATEMENT_GRACE_DAYS = env.int("STATEMENT_GRACE_DAYS", default=3)  # how long a draft still takes late events
+STATEMENT_PAYMENT_DAYS = env.int("STATEMENT_PAYMENT_DAYS", default=14)
+
+# --- payments ---------------------------------------------------------------------------------------
+# Off with none of these; see docs/payments.md.
+STRIPE_SECRET_KEY = env.str("STRIPE_SECRET_KEY", default="")
+STRIPE_WEBHOOK_SECRET = env.str("STRIPE_WEBHOOK_SECRET", default="")
+STRIPE_API_BASE = env.str("STRIPE_API_BASE", default="").rstrip("/")  # another address than Stripe's: for tests
+STRIPE_METER_EVENTS = env.bool("STRIPE_METER_EVENTS", default=False)
+# Days after a statement was due: of each reminder, and of the hold (0: none).
+DUNNING_REMINDER_DAYS: list[int] = env.list("DUNNING_REMINDER_DAYS", cast=int, default=[3, 7, 14])
+DUNNING_HOLD_DAYS = env.int("DUNNING_HOLD_DAYS", default=21)
+
+# --- webhooks out -----------------------------------------------------------------------------------
+# Whether endpoints may be on this very machine: for development, refused in production.
+WEBHOOKS_TO_LOOPBACK = env.bool("WEBHOOKS_TO_LOOPBACK", default=LICENTIA_ENV == "embedded")
+
 # --- mail, static, logs -----------------------------------------------------------------------------
 EMAIL_URL = env.str("EMAIL_URL", default="" if PRODUCTION else f"filemail:///{VAR_DIR / 'mail'}")
 if EMAIL_URL:
@@ -343,6 +420,9 @@ if EMAIL_URL:
     EMAIL_FILE_PATH = _mail.get("EMAIL_FILE_PATH") or str(VAR_DIR / "mail")
 EMAIL_TIMEOUT = 10
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="licenses@localhost")
+
+# `manage.py serve` turns it on: each of its workers takes a core of its own.
+WEB_OWN_CORE = env.bool("WEB_OWN_CORE", default=False)
 
 STATIC_URL = "/static/"
 STATIC_ROOT = BASE_DIR / "staticfiles" if PRODUCTION else VAR_DIR / "staticfiles"

@@ -6,20 +6,25 @@ theme's scripts and no further, and shows where the jobs stand. Pages of models 
 
 from collections.abc import Callable
 from datetime import datetime
+from decimal import Decimal
 from functools import wraps
 from typing import Any
 from urllib.parse import urlencode
+from uuid import UUID
 
 from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
 from csp.decorators import csp_replace
 from django.contrib import messages
 from django.contrib.auth import REDIRECT_FIELD_NAME
-from django.db.models import Q
+from django.core.exceptions import PermissionDenied
+from django.db.models import Count, ExpressionWrapper, F, FloatField, Q, Sum
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
+from django.shortcuts import get_object_or_404
 from django.urls import path, reverse
 from django.utils import timezone
 from unfold.sites import UnfoldAdminSite
 
+from licensing import audit
 from licensing.audit import Actor
 
 # The theme's Alpine evaluates attributes and sets styles inline; no script of another origin, none inline.
@@ -51,7 +56,15 @@ class StaffSite(UnfoldAdminSite):
     def get_urls(self) -> list[Any]:
         # The theme's search sends what is typed, as it is typed, in the address: here that could be a key.
         urls = [url for url in super().get_urls() if getattr(url, "name", None) != "search"]
-        return [path("look-up/", self.admin_view(self.look_up), name="look_up"), *urls]
+        return [
+            path("look-up/", self.admin_view(self.look_up), name="look_up"),
+            path("rules/", self.admin_view(self.rules), name="rules"),
+            path("rules/<slug:rule_id>/", self.admin_view(self.rule), name="rule"),
+            path("usage/", self.admin_view(self.usage), name="usage"),
+            path("usage/correct/", self.admin_view(self.correct_usage), name="correct_usage"),
+            path("statements/<uuid:pk>/statement.<slug:form>", self.admin_view(self.statement), name="statement_file"),
+            *urls,
+        ]
 
     def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Callable[..., Any]:
         return _framed(super().admin_view(view, cacheable))
@@ -68,6 +81,42 @@ class StaffSite(UnfoldAdminSite):
         from licensing.admin import look_up
 
         return look_up.view(request, site=self, by=self.actor_of(request))
+
+    def rules(self, request: HttpRequest) -> HttpResponse:
+        """Show the rules by which anomalies are found, and how each stands."""
+        from licensing.admin import rules
+
+        return rules.view(request, site=self)
+
+    def rule(self, request: HttpRequest, rule_id: str) -> HttpResponse:
+        """Show one rule, and change its thresholds."""
+        from licensing.admin import rules
+
+        return rules.one(request, rule_id, site=self, by=self.actor_of(request))
+
+    def usage(self, request: HttpRequest) -> HttpResponse:
+        """Show what a license used: its counters, credit, totals and events."""
+        from billing.admin import usage
+
+        return usage.view(request, site=self)
+
+    def correct_usage(self, request: HttpRequest) -> HttpResponse:
+        """Correct what one event reported, by another one."""
+        from billing.admin import usage
+
+        return usage.correct(request, site=self, by=self.actor_of(request))
+
+    def statement(self, request: HttpRequest, pk: UUID, form: str) -> HttpResponse:
+        """Send a statement as a file, the same that the customer gets."""
+        from billing.models import Statement
+        from portal import downloads
+
+        if not request.user.has_perm("billing.view_statement"):
+            raise PermissionDenied
+        row = get_object_or_404(Statement, pk=pk)
+        file = downloads.statement(row, form)
+        audit.saw(row=row, by=self.actor_of(request), at=timezone.now())
+        return file
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         return super().index(request, {**_overview(request, timezone.now()), **(extra_context or {})})
@@ -101,6 +150,41 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             ],
         ),
         (
+            "Billing",
+            [
+                ("Usage", "monitoring", "admin:usage", "billing.view_usageevent"),
+                _list("Credit", "savings", "creditgrant"),
+                _list("Reservations", "bookmark", "reservation"),
+                _list("Statements", "receipt_long", "statement", "billing"),
+                _list("Statement lines", "list_alt", "statementline", "billing"),
+                _list("Billing accounts", "account_balance", "billingaccount", "billing"),
+                _list("Meters", "speed", "meter", "billing"),
+                _list("Meter revisions", "tune", "meterrevision", "billing"),
+                _list("Prices", "payments", "price", "billing"),
+                _list("Price revisions", "request_quote", "pricerevision", "billing"),
+            ],
+        ),
+        (
+            "Payments",
+            [
+                _list("Payments", "paid", "payment", "billing"),
+                _list("Refunds and disputes", "undo", "reversal", "billing"),
+                _list("Gateway invoices", "outgoing_mail", "gatewayinvoice", "billing"),
+                _list("Gateway messages", "mark_email_read", "gatewayevent", "billing"),
+                _list("Dunning steps", "notifications", "dunningstep", "billing"),
+                _list("Holds for payment", "front_hand", "dunninghold", "billing"),
+            ],
+        ),
+        (
+            "Changes of scheme",
+            [
+                _list("Scheme changes", "swap_horiz", "schemechange"),
+                _list("Rollouts", "rocket_launch", "rollout", "billing"),
+                _list("Licenses in rollouts", "checklist_rtl", "rolloutmember", "billing"),
+                _list("Differences", "compare_arrows", "rolloutdifference", "billing"),
+            ],
+        ),
+        (
             "Customers",
             [
                 _list("Customers", "apartment", "customer"),
@@ -112,7 +196,11 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "Evidence",
             [
                 _list("Anomalies", "warning", "anomaly"),
+                ("Rules", "gavel", "admin:rules", "licensing.view_anomaly"),
+                _list("Changes of rules", "history", "rulerevision"),
                 _list("Audit record", "history_edu", "auditentry"),
+                _list("Audit chain", "link", "auditlink"),
+                _list("Checkpoints", "verified", "auditcheckpoint"),
                 _list("Refusals", "block", "decisionrecord"),
             ],
         ),
@@ -121,6 +209,9 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             [
                 _list("Jobs", "schedule", "jobstate"),
                 _list("Outbox", "outbox", "outboxmessage"),
+                _list("Reminders", "notifications", "reminder"),
+                _list("Webhook endpoints", "webhook", "webhookendpoint"),
+                _list("Webhook log", "cell_tower", "webhookdelivery"),
                 _list("Kept answers", "replay", "idempotencyrecord"),
                 ("Staff and people", "person", "admin:portal_user_changelist", "portal.view_user"),
                 ("Wrong passwords", "lock", "admin:axes_accessattempt_changelist", "axes.view_accessattempt"),
@@ -143,8 +234,8 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
     ]
 
 
-def _list(name: str, icon: str, model: str) -> tuple[str, str, str, str]:
-    return (name, icon, f"admin:licensing_{model}_changelist", f"licensing.view_{model}")
+def _list(name: str, icon: str, model: str, app: str = "licensing") -> tuple[str, str, str, str]:
+    return (name, icon, f"admin:{app}_{model}_changelist", f"{app}.view_{model}")
 
 
 def _framed(view: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,7 +275,7 @@ def _overview(request: HttpRequest, at: datetime) -> dict[str, Any]:
     user: Any = request.user
     overview: dict[str, Any] = {"may_look_up": user.has_perm("licensing.view_license")}
     if user.has_perm("licensing.view_jobstate"):
-        standings = [sweeps.standing(job, at=at) for job in sweeps.JOBS]
+        standings = [sweeps.standing(job, at=at) for job in sweeps.every()]
         overview["jobs"] = [(job, standing_said(job), lag_said(job)) for job in standings]
     if user.has_perm("licensing.view_anomaly"):
         overview["anomalies"] = list(Anomaly.objects.exclude(state=AnomalyState.RESOLVED).order_by("-last_at")[:8])
@@ -192,4 +283,54 @@ def _overview(request: HttpRequest, at: datetime) -> dict[str, Any]:
         overview["undelivered"] = OutboxMessage.objects.filter(
             Q(delivered_at=None), Q(given_up_at=None), due_at__lte=at
         )[:1000].count()
+    if user.has_perm("billing.view_statement"):
+        overview["owed"] = _owed(at)
+    if user.has_perm("billing.view_usageevent"):
+        overview["near"] = _near_their_limits(at)
     return overview
+
+
+def _owed(at: datetime) -> list[dict[str, Any]]:
+    """Return what is open by standing: how many statements, and how much in each currency."""
+    from billing import words
+    from billing.models import Statement
+    from billing.states import StatementState
+
+    final = Q(state=StatementState.FINAL)
+    page = reverse("admin:billing_statement_changelist")
+    found = []
+    for name, rows, query in (
+        ("Overdue", final & Q(due_at__lte=at), "state__exact=final"),
+        ("To be paid", final & (Q(due_at=None) | Q(due_at__gt=at)), "state__exact=final"),
+        ("Drafts", Q(state=StatementState.DRAFT), "state__exact=draft"),
+    ):
+        totals = Statement.objects.filter(rows).order_by("currency").values("currency")
+        for each in totals.annotate(count=Count("pk"), total=Sum("total_minor")):
+            amount = words.money(each["total"], each["currency"])
+            found.append({"name": name, "count": each["count"], "amount": amount, "url": f"{page}?{query}"})
+    return found
+
+
+def _near_their_limits(at: datetime) -> list[dict[str, Any]]:
+    """Return the counters of now that hold the most of their allowance, from 80 % on."""
+    from licensing.admin.base import quantity
+    from licensing.models import Counter
+
+    held = F("used") + F("reserved")
+    rows = (
+        Counter.objects.filter(starts_at__lte=at, ends_at__gt=at, allowance__gt=0)
+        .annotate(part=ExpressionWrapper(held * Decimal(100) / F("allowance"), output_field=FloatField()))
+        .filter(part__gte=80)
+        .select_related("license__customer", "license__product")
+        .order_by("-part")[:8]
+    )
+    return [
+        {
+            "name": f"{row.license.customer}: {row.license.product}",
+            "meter": row.meter,
+            "used": f"{quantity(row.used)} of {quantity(row.allowance)}",
+            "percent": int(row.part),
+            "url": f"{reverse('admin:usage')}?license={row.license_id}",
+        }
+        for row in rows
+    ]

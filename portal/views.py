@@ -6,6 +6,7 @@ what the rule answered. No rule stands here, and a key leaves only as a download
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 from urllib.parse import urlencode
@@ -23,24 +24,45 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
-from licensing import customers, keys, leases, license_files, seats
+from billing import payments
+from billing.models import Statement
+from licensing import activations, customers, keys, leases, license_files, seats
 from licensing.errors import Forbidden, Invalid, LicensingError, Missing, Refused, TooMany
-from licensing.models import Lease, License, Member, Seat
+from licensing.models import Activation, Lease, License, Member, Seat
 from licensing.states import SeatKind
-from portal import access, overview
+from portal import access, downloads, overview, owed, usage
 from portal.forms import (
     AssignForm,
-    EndLeaseForm,
     LicenseFilter,
     OfflineForm,
-    ReleaseForm,
+    ReasonForm,
     RevealForm,
     RuleForm,
     SeatFilter,
     TransferForm,
+    UsageFilter,
 )
 
 KEPT_REASON = "key_download_reason"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a page asks before something is taken away or handed over, and the words of its two ways out."""
+
+    template: str
+    title: str
+    submit: str
+    leave: str = "Keep it"
+    danger: bool = True
+
+
+RELEASE = Question("portal/release_seat.html", "Release a seat", "Release the seat")
+TRANSFER = Question(
+    "portal/transfer_seat.html", "Transfer a seat", "Transfer the seat", "Leave it as it is", danger=False
+)
+END_LEASE = Question("portal/end_lease.html", "End a lease", "End the lease")
+LET_GO = Question("portal/let_go.html", "Let a machine go", "Let it go")
 
 
 @login_required
@@ -107,22 +129,12 @@ def assign_seat(request: HttpRequest, license_id: UUID) -> HttpResponse:
 def release_seat(request: HttpRequest, seat_id: UUID) -> HttpResponse:
     """Ask whether the seat is to be released, then release it."""
     seat, member = access.seat_or_404(request, seat_id)
-    _only(customers.MAY_MANAGE_SEATS, member)
-    form = ReleaseForm(request.POST if request.method == "POST" else None)
-    if not form.is_valid():
-        return _seat_page(request, "portal/release_seat.html", seat, form)
-    try:
-        seats.release(
-            seat=seat,
-            by=access.actor_of(request, member),
-            at=timezone.now(),
-            reason=form.cleaned_data["reason"],
-        )
-    except LicensingError as error:
-        form.blame(error)
-        return _seat_page(request, "portal/release_seat.html", seat, form, status=_status_of(error))
-    messages.success(request, f"The seat of {seat.holder} is released. Somebody else can have it now.")
-    return redirect("portal:license", license_id=seat.license_id)
+
+    def act(**asked: Any) -> str:
+        seats.release(seat=seat, **asked)
+        return f"The seat of {seat.holder} is released. Somebody else can have it now."
+
+    return _ask_then(request, RELEASE, seat, member, ReasonForm, act)
 
 
 @login_required
@@ -131,23 +143,12 @@ def release_seat(request: HttpRequest, seat_id: UUID) -> HttpResponse:
 def transfer_seat(request: HttpRequest, seat_id: UUID) -> HttpResponse:
     """Ask who gets the seat, then hand it over."""
     seat, member = access.seat_or_404(request, seat_id)
-    _only(customers.MAY_MANAGE_SEATS, member)
-    form = TransferForm(request.POST if request.method == "POST" else None)
-    if not form.is_valid():
-        return _seat_page(request, "portal/transfer_seat.html", seat, form)
-    try:
-        heir = seats.transfer(
-            seat=seat,
-            to=form.cleaned_data["to"],
-            by=access.actor_of(request, member),
-            at=timezone.now(),
-            reason=form.cleaned_data["reason"],
-        )
-    except LicensingError as error:
-        form.blame(error)
-        return _seat_page(request, "portal/transfer_seat.html", seat, form, status=_status_of(error))
-    messages.success(request, f"{heir.holder} has the seat of {seat.holder} now.")
-    return redirect("portal:license", license_id=seat.license_id)
+
+    def act(**asked: Any) -> str:
+        heir = seats.transfer(seat=seat, **asked)
+        return f"{heir.holder} has the seat of {seat.holder} now."
+
+    return _ask_then(request, TRANSFER, seat, member, TransferForm, act)
 
 
 @login_required
@@ -156,22 +157,26 @@ def transfer_seat(request: HttpRequest, seat_id: UUID) -> HttpResponse:
 def end_lease(request: HttpRequest, lease_id: UUID) -> HttpResponse:
     """Ask whether the lease is to end, then end it."""
     lease, member = access.lease_or_404(request, lease_id)
-    _only(customers.MAY_MANAGE_SEATS, member)
-    form = EndLeaseForm(request.POST if request.method == "POST" else None)
-    if not form.is_valid():
-        return _lease_page(request, lease, form)
-    try:
-        leases.end(
-            lease=lease,
-            by=access.actor_of(request, member),
-            at=timezone.now(),
-            reason=form.cleaned_data["reason"],
-        )
-    except LicensingError as error:
-        form.blame(error)
-        return _lease_page(request, lease, form, status=_status_of(error))
-    messages.success(request, "The lease is ended. Somebody else can work now.")
-    return redirect("portal:license", license_id=lease.license_id)
+
+    def act(**asked: Any) -> str:
+        leases.end(lease=lease, **asked)
+        return "The lease is ended. Somebody else can work now."
+
+    return _ask_then(request, END_LEASE, lease, member, ReasonForm, act)
+
+
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def let_go(request: HttpRequest, activation_id: UUID) -> HttpResponse:
+    """Ask whether the machine is to be let go, then let it go."""
+    machine, member = access.machine_or_404(request, activation_id)
+
+    def act(**asked: Any) -> str:
+        activations.deactivate(activation=machine, **asked)
+        return f"{machine.name or 'The machine'} is let go. Another one can have its place."
+
+    return _ask_then(request, LET_GO, machine, member, ReasonForm, act)
 
 
 @login_required
@@ -207,6 +212,76 @@ def activate_offline(request: HttpRequest, license_id: UUID) -> HttpResponse:
         content_type="application/octet-stream",
         headers={"Content-Disposition": f'attachment; filename="{name}.lic"', "Cache-Control": "no-store"},
     )
+
+
+@login_required
+@never_cache
+@require_safe
+def usage_of_license(request: HttpRequest, license_id: UUID) -> HttpResponse:
+    """Show what a license used: this period, and the history of one meter."""
+    found, _ = access.license_or_404(request, license_id)
+    meters = usage.counted(found)
+    dimensions = {each.code: each.dimensions for each in meters}
+    asked = request.GET.get("meter", "")
+    meter = asked if asked in dimensions else next(iter(dimensions), "")
+    apart = request.GET.get("by", "")
+    days = request.GET.get("days", "")
+    # Another meter may not have the dimension that was asked for: then it is all together.
+    filters = UsageFilter(
+        {
+            "meter": meter,
+            "days": days if days in map(str, usage.SPANS) else usage.SPANS[0],
+            "by": apart if apart in dimensions.get(meter, []) else "",
+        },
+        meters=[(each.code, each.name) for each in meters],
+        dimensions=dimensions.get(meter, []),
+    )
+    page = usage.page_of_usage(
+        license=found,
+        meters=meters,
+        meter=meter,
+        days=int(filters.value("days")),
+        dimension=filters.value("by"),
+        at=timezone.now(),
+    )
+    return render(request, "portal/usage.html", {"page": page, "filters": filters})
+
+
+@login_required
+@never_cache
+@require_safe
+def statements(request: HttpRequest) -> HttpResponse:
+    """List the statements of every customer for whom the person may see money."""
+    found = owed.list_of_statements(user=request.user, asked=request.GET, path=request.path, at=timezone.now())
+    return render(request, "portal/statements.html", {"found": found})
+
+
+@login_required
+@never_cache
+@require_safe
+def statement(request: HttpRequest, statement_id: UUID) -> HttpResponse:
+    """Show one statement with its lines."""
+    found = _payable(request, statement_id)
+    page = owed.page_of_statement(found, timezone.now())
+    # The link was kept when the invoice was made: a page never waits for the gateway.
+    context = {"page": page, "pay_url": payments.link(found), "still_open": owed.still_open(found)}
+    return render(request, "portal/statement.html", context)
+
+
+@login_required
+@never_cache
+@require_safe
+def statement_file(request: HttpRequest, statement_id: UUID, form: str) -> HttpResponse:
+    """Send a statement as a file: as PDF once it is final, as CSV always."""
+    return downloads.statement(_payable(request, statement_id), form)
+
+
+def _payable(request: HttpRequest, statement_id: UUID) -> Statement:
+    """Return a statement the person may see. Raises `PermissionDenied` for a member who may not see money."""
+    found, member = access.statement_or_404(request, statement_id)
+    if member.role not in customers.MAY_SEE_MONEY:
+        raise PermissionDenied("Only owners and billing can see statements. Ask one of them.")
+    return found
 
 
 def _back_here_after_password(
@@ -299,32 +374,47 @@ def _license_page(
     return render(request, "portal/license.html", context, status=status)
 
 
-def _seat_page(
-    request: HttpRequest, template: str, seat: Seat, form: RuleForm, status: int | None = None
+def _ask_then(
+    request: HttpRequest,
+    question: Question,
+    row: Seat | Lease | Activation,
+    member: Member,
+    form_class: type[RuleForm],
+    act: Callable[..., str],
 ) -> HttpResponse:
+    """Ask by a form, then let `act` do it with what the form says, and say what it returns on the license's page."""
+    _only(customers.MAY_MANAGE_SEATS, member)
+    form = form_class(request.POST if request.method == "POST" else None)
+    status = 400 if form.errors else 200
+    if form.is_valid():
+        try:
+            done = act(by=access.actor_of(request, member), at=timezone.now(), **form.cleaned_data)
+        except LicensingError as error:
+            form.blame(error)
+            status = _status_of(error)
+        else:
+            messages.success(request, done)
+            return redirect("portal:license", license_id=row.license_id)
     if form.errors:
         form.focus_on_error()
-    seat.refresh_from_db()
+    row.refresh_from_db()
+    shown: dict[str, Any]
+    match row:
+        case Seat():
+            shown, over = {"seat": overview.seat_line(row)}, row.released_at
+        case Lease():
+            shown, over = {"lease": overview.lease_line(row, timezone.now())}, row.ended_at
+        case Activation():
+            shown, over = {"machine": overview.machine_alone(row, timezone.now())}, row.deactivated_at
     context = {
-        "seat": overview.seat_line(seat),
-        "license_id": seat.license_id,
-        "product": seat.license.product.name,
+        **shown,
+        "question": question,
+        "over": over,
+        "license_id": row.license_id,
+        "product": row.license.product.name,
         "form": form,
     }
-    return render(request, template, context, status=status or (400 if form.errors else 200))
-
-
-def _lease_page(request: HttpRequest, lease: Lease, form: RuleForm, status: int | None = None) -> HttpResponse:
-    if form.errors:
-        form.focus_on_error()
-    lease.refresh_from_db()
-    context = {
-        "lease": overview.lease_line(lease, timezone.now()),
-        "license_id": lease.license_id,
-        "product": lease.license.product.name,
-        "form": form,
-    }
-    return render(request, "portal/end_lease.html", context, status=status or (400 if form.errors else 200))
+    return render(request, question.template, context, status=status)
 
 
 def _offline_page(request: HttpRequest, found: License, form: OfflineForm, status: int = 200) -> HttpResponse:

@@ -70,7 +70,10 @@ def forms(secret: str) -> dict[str, bytes]:
                 core = encoded[4 if shift else 0 :][: (len(data) - 3) // 3 * 4]
                 found[f"{name}{case}, base64+{shift}"] = core
                 found[f"{name}{case}, base64url+{shift}"] = core.replace(b"+", b"-").replace(b"/", b"_")
-    return {name: data for name, data in found.items() if len(data) >= 14}
+    return {name: data for name, data in found.items() if len(data) >= SHORTEST}
+
+
+SHORTEST = 14  # no form of a secret is shorter
 
 
 class Scanner:
@@ -85,6 +88,8 @@ class Scanner:
         """Look at one value, and at what is compressed in it."""
         raw = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else bytes(data)
         self.read += len(raw)
+        if len(raw) < SHORTEST:
+            return
         for view, suffix in _views(raw):
             for secret, ways in self.forms.items():
                 for form, written in ways.items():

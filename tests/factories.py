@@ -4,11 +4,26 @@ Everything is made through the rule functions, as the product makes it.
 """
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from itertools import count
 from typing import Any
+from uuid import UUID
 
 from django.contrib.auth import get_user_model
+from django.db import transaction
 
+from billing import statements
+from billing.models import (
+    BillingAccount,
+    Meter,
+    MeterRevision,
+    Price,
+    PriceRevision,
+    Statement,
+    StatementLine,
+    UsageChange,
+    UsageEvent,
+)
 from licensing import audit, catalog, credentials, customers, lifecycle
 from licensing.audit import Actor
 from licensing.models import Credential, Customer, License, Member, Plan, PlanRevision, Product
@@ -70,6 +85,102 @@ def make_license_and_key(**overrides: Any) -> tuple[License, str]:
     return lifecycle.issue(customer=customer, plan_revision=revision, by=BY, at=at, **issue)
 
 
+def make_meter(**overrides: Any) -> MeterRevision:
+    """Return a published revision of a new meter: a sum, unless said otherwise."""
+    number = next(_numbers)
+    code = overrides.pop("code", f"meter-{number}")
+    meter = overrides.pop("meter", None) or Meter.objects.create(code=code, name=code, created_at=AT)
+    return MeterRevision.objects.create(
+        **{"meter": meter, "number": 1, "state": "published", "published_at": AT, "created_at": AT} | overrides
+    )
+
+
+def make_price(*, plan: Plan, components: list[dict[str, Any]], **overrides: Any) -> PriceRevision:
+    """Return a published revision of the plan's price in euros, effective from the beginning."""
+    currency = overrides.pop("currency", "EUR")
+    price, _ = Price.objects.get_or_create(plan=plan, currency=currency, defaults={"created_at": AT})
+    return PriceRevision.objects.create(
+        **{
+            "price": price,
+            "number": price.revisions.count() + 1,
+            "state": "published",
+            "published_at": AT,
+            "effective_at": datetime(2020, 1, 1, tzinfo=UTC),
+            "components": components,
+            "created_at": AT,
+        }
+        | overrides
+    )
+
+
+def make_statement(**overrides: Any) -> Statement:
+    """Return a customer's draft for March 2026, in euros, with one adjustment of 12.34 on it."""
+    customer = overrides.pop("customer", None) or make_customer()
+    month = statements.month_of(AT)
+    draft = Statement.objects.create(
+        **{
+            "customer": customer,
+            "currency": "EUR",
+            "starts_at": month.starts_at,
+            "ends_at": month.ends_at,
+            "created_at": AT,
+        }
+        | overrides
+    )
+    statements.adjust(customer=customer, amount_minor=1234, description="Setup", reason="Agreed", by=BY, at=AT)
+    return Statement.objects.get(pk=draft.pk)
+
+
+def make_final_statement(
+    *, amounts: tuple[int, ...] = (100_00,), license: License | None = None, **overrides: Any
+) -> Statement:
+    """Return a final statement over March 2026 with a line of each amount, on `license` if given; 19 % tax, due on the
+    18th of April 2026."""
+    customer = overrides.pop("customer", None) or (license.customer if license else make_customer())
+    account, _ = BillingAccount.objects.get_or_create(customer=customer, defaults={"created_at": AT})
+    start, end = datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC)
+    starts_at, ends_at = overrides.pop("starts_at", start), overrides.pop("ends_at", end)
+    account.last_number += 1
+    account.save()
+    statement = Statement.objects.create(
+        created_at=AT,
+        customer=customer,
+        currency=overrides.pop("currency", "EUR"),
+        starts_at=starts_at,
+        ends_at=ends_at,
+    )
+    for position, amount in enumerate(amounts, start=1):
+        StatementLine.objects.create(
+            created_at=AT,
+            statement=statement,
+            position=position,
+            kind="usage",
+            meter="calls",
+            quantity=Decimal(position * 10),
+            license=license,
+            description=f"Thing {position}",
+            starts_at=starts_at,
+            ends_at=ends_at,
+            amount_minor=amount,
+        )
+    subtotal = sum(amounts)
+    tax = round(subtotal * 19 / 100)
+    values = {
+        "state": "final",
+        "number": account.last_number,
+        "final_at": end + timedelta(days=3),
+        "due_at": end + timedelta(days=17),
+        "subtotal_minor": subtotal,
+        "tax_rate": Decimal("19"),
+        "tax_minor": tax,
+        "total_minor": subtotal + tax,
+    }
+    for name, value in (values | overrides).items():
+        setattr(statement, name, value)
+    statement.save()
+    return Statement.objects.get(pk=statement.pk)
+
+
 def make_credential(**overrides: Any) -> tuple[Credential, str]:
     """Return a credential of the vendor's with every scope, valid for a year from now, and its secret."""
     at = overrides.pop("at", None) or datetime.now(UTC)
@@ -89,3 +200,18 @@ def make_member(**overrides: Any) -> Member:
     customer = overrides.pop("customer", None) or make_customer()
     user = overrides.pop("user", None) or make_user()
     return customers.add_member(customer=customer, user=user, by=BY, at=AT, **{"role": "owner"} | overrides)
+
+
+def make_usage(
+    *, license: License | UUID, revision: MeterRevision, at: datetime, quantity: Any = 1, **overrides: Any
+) -> UsageEvent:
+    """Return a usage event, counted as the metering counts it but with no allowance: with the change that says so."""
+    license_id = license.pk if isinstance(license, License) else license
+    hour = at.replace(minute=0, second=0, microsecond=0)
+    values = {"event_id": f"event-{next(_numbers)}", "received_at": at, "source": "tests"} | overrides
+    with transaction.atomic():
+        event = UsageEvent.objects.create(
+            license_id=license_id, meter_revision=revision, occurred_at=at, quantity=Decimal(quantity), **values
+        )
+        UsageChange.objects.create(license_id=license_id, meter_revision_id=revision.pk, hour=hour)
+    return event

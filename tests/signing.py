@@ -58,3 +58,8 @@ class Signer:
         made = base64.b64encode(self.key.sign(base.encode())).decode()
         label = instead.get("label", "lic")
         return {**headers, "signature-input": f"{label}=({names}){written}", "signature": f"{label}=:{made}:"}
+
+
+def for_other_libraries(key: Any) -> Ed25519PrivateKey:
+    """Return a signing key of a ring as other libraries take it."""
+    return Ed25519PrivateKey.from_private_bytes(key.material)

@@ -4,6 +4,6 @@
 key. Who is signed in, the site itself and its frame are the portal's.
 """
 
-from licensing.admin import catalog, customers, evidence, leases, licenses, system
+from licensing.admin import allowances, catalog, customers, evidence, leases, licenses, rules, system, webhooks
 
-__all__ = ["catalog", "customers", "evidence", "leases", "licenses", "system"]
+__all__ = ["allowances", "catalog", "customers", "evidence", "leases", "licenses", "rules", "system", "webhooks"]

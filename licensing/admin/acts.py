@@ -22,8 +22,9 @@ class Act:
     """One thing staff can do to a row.
 
     `rule` is called with the row as its argument `row_as`, `by`, `at` and what the form says. `offered` only hides
-    the button where the act makes no sense: the rule itself refuses. `secret` takes a key or secret out of the
-    rule's result, to be shown once on the answer's page; `goes_to` says which row's page comes after.
+    the button where the act makes no sense: the rule itself refuses. `preview` is called as the rule is, changes
+    nothing and returns tables (for table.html) that a person sees before they confirm. `secret` takes a key or secret
+    out of the rule's result, to be shown once on the answer's page; `goes_to` says which row's page comes after.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Act:
     done: str
     form: type[ActForm] = ReasonForm
     offered: Callable[[Any, datetime], bool] = always
+    preview: Callable[..., list[dict[str, Any]]] | None = None
     secret: Callable[[Any], str] | None = None
     goes_to: Callable[[Any, Any], Any] | None = None
     danger: bool = False

@@ -5,10 +5,12 @@ no form. `acts` are the buttons of a row's page. What a rule refuses is an error
 a table.
 """
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -27,13 +29,13 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
 from simple_history.admin import SimpleHistoryAdmin
 
-from licensing import keyformat
+from licensing import audit, keyformat, observations
 from licensing.admin import theme
 from licensing.admin.acts import Act
 from licensing.admin.forms import RowForm, SpanField, said, show
 from licensing.audit import Actor
 from licensing.errors import LicensingError
-from licensing.models import AuditEntry
+from licensing.models import AuditEntry, Customer
 
 COUNTED_UP_TO = 10_000
 
@@ -84,6 +86,19 @@ def instant(at: datetime | None, otherwise: str = "–") -> str:
     )
 
 
+def figure(text: object) -> str:
+    """Return an amount, quantity or number for a table's cell: all figures of a column stand one below the other."""
+    return format_html('<span class="staff-amount">{}</span>', text)
+
+
+def quantity(amount: Decimal | None, otherwise: str = "no limit") -> str:
+    """Return a quantity in groups of three digits, without zeros at its end."""
+    if amount is None:
+        return otherwise
+    text = f"{amount:,f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def told(value: Any) -> Any:
     """Return a JSON value, time span or instant as a person reads it."""
     match value:
@@ -91,10 +106,14 @@ def told(value: Any) -> Any:
             return said(value)
         case datetime():
             return instant(value)
+        case Decimal():
+            return quantity(value)
         case dict() if value:
             pairs = ((name.replace("_", " "), told(item)) for name, item in value.items())
             rows = format_html_join("", "<dt>{}</dt><dd>{}</dd>", pairs)
             return format_html('<dl class="staff-pairs">{}</dl>', rows)
+        case list() if value and all(isinstance(item, dict) for item in value):
+            return format_html_join("", "{}", ((told(item),) for item in value))
         case list() if value:
             return ", ".join(str(told(item)) for item in value)
         case True:
@@ -116,7 +135,38 @@ class BoundedPaginator(Paginator):
         return int(rows.count())
 
 
-class StaffModelAdmin(theme.ModelAdmin):
+class Watched:
+    """Pages that show personal data, each showing of which is an audit entry: what `PERSONAL` of the model names, or
+    where `shows_personal` says so, on a row's page or on the list."""
+
+    shows_personal: ClassVar[tuple[str, ...] | None] = None  # of "page" and "list"
+
+    def _shows(self, what: str) -> bool:
+        if self.shows_personal is None:
+            return bool(getattr(self.model, "PERSONAL", ()))  # type: ignore[attr-defined]
+        return what in self.shows_personal
+
+    def saw(self, request: HttpRequest, response: Any, object_id: str | None = None) -> Any:
+        """Return the answer, after writing whose data it shows."""
+        if request.method != "GET" or response.status_code != 200:
+            return response
+        by, at = self.admin_site.actor_of(request), timezone.now()  # type: ignore[attr-defined]
+        if object_id is not None:
+            row = self.get_object(request, unquote(object_id)) if self._shows("page") else None  # type: ignore[attr-defined]
+            if row is not None:
+                audit.saw(row=row, by=by, at=at)
+        elif self._shows("list") and "cl" in getattr(response, "context_data", {}):
+            audit.saw_list(rows=list(response.context_data["cl"].result_list), by=by, at=at)
+        return response
+
+    def change_view(self, request: HttpRequest, object_id: str, *more: Any, **options: Any) -> Any:
+        return self.saw(request, super().change_view(request, object_id, *more, **options), object_id)  # type: ignore[misc]
+
+    def changelist_view(self, request: HttpRequest, *more: Any, **options: Any) -> Any:
+        return self.saw(request, super().changelist_view(request, *more, **options))  # type: ignore[misc]
+
+
+class StaffModelAdmin(Watched, theme.ModelAdmin):
     """See the module."""
 
     acts: ClassVar[tuple[Act, ...]] = ()
@@ -143,8 +193,13 @@ class StaffModelAdmin(theme.ModelAdmin):
         self._told = {
             field.name: _teller(field)
             for field in model._meta.concrete_fields
-            if isinstance(field, models.JSONField | models.DurationField | models.DateTimeField)
+            if isinstance(field, models.JSONField | models.DurationField | models.DateTimeField | models.DecimalField)
         }
+
+    @classmethod
+    def offer(cls, *acts: Act) -> None:
+        """Add acts whose rules are another app's: one above, which this app does not know."""
+        cls.acts = (*cls.acts, *acts)
 
     # --- who may what ---
 
@@ -299,7 +354,7 @@ class StaffModelAdmin(theme.ModelAdmin):
         acts = [act for act in self.acts if self.may(request, act) and act.offered(row, at)]
         return [
             {"label": act.label, "url": self.act_url(row, act.name), "danger": act.danger, "group": act.group}
-            for act in sorted(acts, key=lambda act: bool(act.group))
+            for act in sorted(acts, key=lambda act: (bool(act.group), bool(act.group) and act.danger))
         ]
 
     def act_url(self, row: Any, name: str) -> str:
@@ -321,15 +376,17 @@ class StaffModelAdmin(theme.ModelAdmin):
         if row is None:
             raise Http404
         at = timezone.now()
-        posted = request.method == "POST"
-        form = act.form(request.POST if posted else None, row=row, at=at)
-        if posted and form.is_valid():
+        form = act.form(request.POST if request.method == "POST" else None, row=row, at=at)
+        tables: list[dict[str, Any]] = []
+        seen = ""
+        if form.is_valid():
+            given = {act.row_as: row, "by": self.by(request), "at": at, **form.arguments()}
             try:
-                result = act.rule(**{act.row_as: row}, by=self.by(request), at=at, **form.arguments())
+                if act.preview is None or request.POST.get("seen") == _seen(row, form):
+                    return self._answer(request, act, row, act.rule(**given))
+                tables, seen = act.preview(**given), _seen(row, form)
             except LicensingError as error:
                 form.refuse(error)
-            else:
-                return self._answer(request, act, row, result)
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
@@ -338,10 +395,14 @@ class StaffModelAdmin(theme.ModelAdmin):
             "facts": self.act_facts(row, at),
             "says": act.says(row, at),
             "form": form,
+            "previews": act.preview is not None,
+            "tables": tables,
+            "seen": seen,
             "back": page_of(row),
             "original": row,
         }
-        return TemplateResponse(request, "admin/staff/act.html", context, status=422 if posted else 200)
+        page = TemplateResponse(request, "admin/staff/act.html", context, status=422 if form.errors else 200)
+        return self.saw(request, page, object_id)
 
     def _answer(self, request: HttpRequest, act: Act, row: Any, result: Any) -> HttpResponse:
         after = act.goes_to(row, result) if act.goes_to else row
@@ -370,12 +431,19 @@ class StaffModelAdmin(theme.ModelAdmin):
         row = self.get_object(request, unquote(object_id)) if request.method == "GET" else None
         if row is not None and self.has_view_permission(request, row):
             at = timezone.now()
+            self.opened(request, row, at)
             extra_context = {
                 **self.panels(request, row, at),
                 "buttons": self.buttons(request, row, at),
                 **(extra_context or {}),
             }
         return super().change_view(request, object_id, form_url, extra_context)
+
+    def opened(self, request: HttpRequest, row: Any, at: datetime) -> None:
+        """Note which customer's page one of us opened, for the rule about misuse by staff."""
+        customer_id = row.pk if isinstance(row, Customer) else getattr(row, "customer_id", None)
+        if customer_id is not None:
+            observations.note("opened", self.by(request).id, str(customer_id), at)
 
     def panels(self, request: HttpRequest, row: Any, at: datetime) -> dict[str, Any]:
         """Return what a row's page shows besides its fields."""
@@ -405,6 +473,12 @@ class StaffHistoryAdmin(SimpleHistoryAdmin, StaffModelAdmin):
         if request.method != "GET":
             raise PermissionDenied
         return super().history_form_view(request, object_id, version_id, extra_context)
+
+
+def _seen(row: Any, form: forms.Form) -> str:
+    """Return what says that these inputs, for the row as it is, were previewed: otherwise they are shown again."""
+    said_now = {name: str(form.cleaned_data.get(name)) for name in form.fields}
+    return hashlib.sha256(f"{row.pk} {getattr(row, 'revision', '')} {said_now}".encode()).hexdigest()
 
 
 class _StaffList(theme.ChangeList):

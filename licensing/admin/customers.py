@@ -14,7 +14,7 @@ from licensing import credentials, customers
 from licensing.admin import theme
 from licensing.admin.acts import Act
 from licensing.admin.base import StaffHistoryAdmin, list_of, page_of
-from licensing.admin.forms import NoInputs, RowForm
+from licensing.admin.forms import RowForm
 from licensing.models import AuditEntry, Credential, Customer, License, Member
 
 
@@ -49,6 +49,7 @@ class CustomerAdmin(StaffHistoryAdmin):
 class MemberAdmin(StaffHistoryAdmin):
     """Members: added, given a role, removed. A customer keeps at least one owner."""
 
+    shows_personal = ("page", "list")  # whose address it is
     list_display = ("user", "customer", "role", "created_at")
     list_select_related = ("user", "customer")
     list_filter = ("role",)
@@ -65,7 +66,6 @@ class MemberAdmin(StaffHistoryAdmin):
             permission="licensing.delete_member",
             rule=customers.remove_member,
             row_as="member",
-            form=NoInputs,
             says=lambda member, at: [
                 f"{member.user} can no longer act for {member.customer}.",
                 "Their account stays, and so do seats they hold.",

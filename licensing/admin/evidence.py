@@ -1,4 +1,4 @@
-"""Staff pages of what happened: the audit record, refusals, anomalies. Only anomalies can be acted on."""
+"""Staff pages of what happened: the audit record and its chain, refusals, anomalies. Only anomalies can be acted on."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -8,19 +8,21 @@ from django import forms
 from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin import SimpleListFilter
-from django.db.models import Q
+from django.db.models import Case, Q, When
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
+from django.utils.dateparse import parse_datetime
 from django.utils.html import format_html
 
-from licensing import anomalies
+from licensing import anomalies, chain, checkpoints, rules
 from licensing.admin import theme
 from licensing.admin.acts import Act
-from licensing.admin.base import StaffHistoryAdmin, StaffModelAdmin, as_uuid
-from licensing.admin.forms import ActForm, NoInputs
-from licensing.models import Anomaly, AuditEntry, DecisionRecord
-from licensing.states import AnomalyState, VerdictCode
+from licensing.admin.base import StaffHistoryAdmin, StaffModelAdmin, as_uuid, instant, told
+from licensing.admin.forms import ActForm, NoInputs, SpanField, why
+from licensing.errors import Invalid, LicensingError
+from licensing.models import Anomaly, AuditCheckpoint, AuditEntry, AuditLink, DecisionRecord, JobState
+from licensing.states import AnomalyState, Severity, VerdictCode
 
 KINDS = (
     "license",
@@ -116,6 +118,7 @@ class SinceFilter(SimpleListFilter):
 class AuditEntryAdmin(StaffModelAdmin):
     """The audit record: read-only, for everybody, always."""
 
+    shows_personal = ()  # who reads the record would write it
     list_display = ("at", "action", "actor", "object_kind", "object_id", "reason_shown")
     list_filter = (SinceFilter, KindFilter, ActorFilter)
     search_fields = ("action",)
@@ -123,8 +126,17 @@ class AuditEntryAdmin(StaffModelAdmin):
     fieldsets = (
         ("What", {"fields": ("action", "about", "on_license", "before", "after", "reason")}),
         ("Who", {"fields": ("actor_kind", "actor_label", "actor_role", "actor_id", "address", "request_id")}),
-        ("When", {"fields": ("at", "id")}),
+        ("When", {"fields": ("at", "number", "id")}),
     )
+
+    @theme.display(description="number in the chain")
+    def number(self, entry: AuditEntry) -> str:
+        number = chain.number_of(entry.pk)
+        if number is None:
+            return "It waits for its number."
+        return format_html(
+            '<a class="staff-link" href="{}">{}</a>', reverse("admin:licensing_auditlink_change", args=[number]), number
+        )
 
     @theme.display(description="actor")
     def actor(self, entry: AuditEntry) -> str:
@@ -149,6 +161,96 @@ class AuditEntryAdmin(StaffModelAdmin):
             return queryset.filter(same | Q(request_id=str(found))), False
         if term:
             queryset = queryset.filter(Q(action__startswith=term.lower()) | Q(actor_label=term) | Q(request_id=term))
+        return queryset, False
+
+
+class ChainAdmin(StaffModelAdmin):
+    """How chain and checkpoints stand, above the list of either."""
+
+    list_before_template = "admin/staff/chain.html"
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        at = timezone.now()
+        stands, last = chain.standing(at=at), checkpoints.latest()
+        facts = [
+            ("Entries in the chain", f"{stands.size:,}"),
+            ("Oldest entry without a number", f"{stands.lag.total_seconds():.1f} s" if stands.lag else "none"),
+            ("Last checkpoint", instant(last.at, "none yet") if last else "none yet"),
+            ("Entries after it", f"{stands.size - (last.size if last else 0):,}"),
+        ]
+        shown = {
+            "facts": facts,
+            "sinks": checkpoints.sinks(at=at),
+            "problems": list(checkpoints.problems(at=at).values()),
+            "verified": JobState.objects.filter(name="audit-verify").first(),
+        }
+        return super().changelist_view(request, {"chain": shown, **(extra_context or {})})
+
+
+@admin.register(AuditLink)
+class AuditLinkAdmin(ChainAdmin):
+    """The places of audit entries in the chain, read-only."""
+
+    list_display = ("number", "entry_shown", "head")
+    search_fields = ("number",)
+    search_help_text = "Number, or id of an entry"
+    fieldsets = ((None, {"fields": ("number", "entry_shown", "form", "content", "head")}),)
+
+    @theme.display(description="entry")
+    def entry_shown(self, link: AuditLink) -> str:
+        return format_html(
+            '<a class="staff-link staff-mono" href="{}">{}</a>',
+            reverse("admin:licensing_auditentry_change", args=[link.entry_id]),
+            link.entry_id,
+        )
+
+    @theme.display(description="hash of the entry")
+    def content(self, link: AuditLink) -> str:
+        return format_html('<span class="staff-mono">{}</span>', bytes(link.content_hash).hex())
+
+    @theme.display(description="hash of the chain up to here")
+    def head(self, link: AuditLink) -> str:
+        return format_html('<span class="staff-mono">{}</span>', bytes(link.chain_hash).hex())
+
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
+        term, found = search_term.strip(), as_uuid(search_term)
+        if found:
+            return queryset.filter(entry_id=found), False
+        if term:
+            queryset = queryset.filter(number=int(term)) if term.isdecimal() and len(term) < 19 else queryset.none()
+        return queryset, False
+
+
+@admin.register(AuditCheckpoint)
+class AuditCheckpointAdmin(ChainAdmin):
+    """The signed checkpoints, read-only."""
+
+    list_display = ("at", "size", "kid")
+    search_fields = ("size",)
+    search_help_text = "Number of entries, or id"
+    fieldsets = (
+        (None, {"fields": ("at", "size", "head_shown", "kid", "signature_shown", "id")}),
+        ("As a line for the verifier", {"fields": ("line",)}),
+    )
+
+    @theme.display(description="hash of the chain")
+    def head_shown(self, row: AuditCheckpoint) -> str:
+        return format_html('<span class="staff-mono">{}</span>', bytes(row.head).hex())
+
+    @theme.display(description="signature")
+    def signature_shown(self, row: AuditCheckpoint) -> str:
+        return format_html('<span class="staff-mono">{}</span>', bytes(row.signature).hex())
+
+    @theme.display(description="line")
+    def line(self, row: AuditCheckpoint) -> str:
+        return format_html('<span class="staff-mono">{}</span>', checkpoints.of(row).line())
+
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
+        term, found = search_term.strip(), as_uuid(search_term)
+        if found:
+            return queryset.filter(pk=found), False
+        if term:
+            queryset = queryset.filter(size=int(term)) if term.isdecimal() and len(term) < 19 else queryset.none()
         return queryset, False
 
 
@@ -178,6 +280,20 @@ class DecisionRecordAdmin(StaffModelAdmin):
         return (queryset.filter(request_id=term) if term else queryset), False
 
 
+_ROWS = ("license", "seat", "activation", "anomaly", "auditentry", "customer")
+
+
+def _evident(name: str, value: Any) -> Any:
+    """Return one value of a row of evidence: an instant, a link to what has a page, or as it is."""
+    if value is None:
+        return "–"
+    if name in _ROWS and as_uuid(str(value)):
+        return object_link(name, str(value))
+    if (name.endswith("_at") or name in ("at", "hour")) and (at := parse_datetime(str(value))):
+        return instant(at)
+    return value
+
+
 class ResolutionForm(ActForm):
     """What a person found."""
 
@@ -189,9 +305,34 @@ class ResolutionForm(ActForm):
     )
 
 
+class SnoozeForm(ActForm):
+    """For how long, and why."""
+
+    span = SpanField(label="For how long", help_text="At most 90 days.")
+    reason = why()
+
+    def arguments(self) -> dict[str, Any]:
+        return {"until": self.at + self.cleaned_data["span"], "reason": self.cleaned_data["reason"]}
+
+    def refuse(self, error: LicensingError) -> None:
+        self.add_error("span" if isinstance(error, Invalid) else None, error.detail)
+
+
+# Open ones first, the gravest of them on top.
+_STANDING = Case(
+    When(state=AnomalyState.OPEN, then=0),
+    When(state=AnomalyState.ACKNOWLEDGED, then=1),
+    When(state=AnomalyState.SNOOZED, then=2),
+    default=3,
+)
+_GRAVITY = Case(*(When(severity=name, then=place) for place, name in enumerate(reversed(Severity.values))), default=9)
+
+
 @admin.register(Anomaly)
 class AnomalyAdmin(StaffHistoryAdmin):
     """Anomalies: looked at, then resolved in a person's words."""
+
+    change_form_template = "admin/licensing/anomaly/change_form.html"
 
     list_display = ("rule", "severity_shown", "state_shown", "object_kind", "object_id", "count", "last_at")
     list_filter = ("state", "severity", "rule")
@@ -200,8 +341,10 @@ class AnomalyAdmin(StaffHistoryAdmin):
     date_hierarchy = "first_at"
     uuid_fields = ("license_id",)
     fieldsets = (
-        ("Suspicion", {"fields": ("rule", "severity", "evidence", "about", "license", "count", "first_at", "last_at")}),
-        ("Resolution", {"fields": ("state", "resolution", "resolved_at")}),
+        ("Suspicion", {"fields": ("rule_shown", "severity_shown", "facts", "about", "license")}),
+        ("When", {"fields": ("count", "first_at", "last_at", "alerted_at")}),
+        ("Judged by", {"fields": ("rule_version", "revision", "thresholds")}),
+        ("Resolution", {"fields": ("state", "snoozed_until", "resolution", "resolved_at")}),
     )
     acts = (
         Act(
@@ -214,6 +357,20 @@ class AnomalyAdmin(StaffHistoryAdmin):
             says=lambda anomaly, at: ["Others see that somebody looks at it. It stays until it is resolved."],
             done="The anomaly is acknowledged.",
             offered=lambda anomaly, at: anomaly.state == AnomalyState.OPEN,
+        ),
+        Act(
+            name="snooze",
+            label="Snooze…",
+            permission="licensing.change_anomaly",
+            rule=anomalies.snooze,
+            row_as="anomaly",
+            form=SnoozeForm,
+            says=lambda anomaly, at: [
+                "Until then nobody is told what this rule says of this object; it is recorded all the same.",
+                "Afterwards it is open again by itself.",
+            ],
+            done="The anomaly is snoozed.",
+            offered=lambda anomaly, at: anomaly.state != AnomalyState.RESOLVED,
         ),
         Act(
             name="resolve",
@@ -243,7 +400,7 @@ class AnomalyAdmin(StaffHistoryAdmin):
     @theme.display(
         description="state",
         ordering="state",
-        label={"open": "danger", "acknowledged": "warning", "resolved": "success"},
+        label={"open": "danger", "acknowledged": "warning", "snoozed": "info", "resolved": "success"},
     )
     def state_shown(self, anomaly: Anomaly) -> str:
         return anomaly.state
@@ -254,6 +411,33 @@ class AnomalyAdmin(StaffHistoryAdmin):
             same = Q(pk=found) | Q(license_id=found) | Q(object_id=str(found))
             return queryset.filter(same), False
         return super().get_search_results(request, queryset, search_term)
+
+    def get_ordering(self, request: HttpRequest) -> Any:
+        return [_STANDING.asc(), _GRAVITY.asc(), "-last_at", "-id"]
+
+    @theme.display(description="rule")
+    def rule_shown(self, anomaly: Anomaly) -> str:
+        rule = rules.get(anomaly.rule)
+        if rule is None:
+            return anomaly.rule
+        page = reverse("admin:rule", args=[rule.id])
+        return format_html('<a class="staff-link" href="{}">{}</a><br>{}', page, rule.id, rule.says)
+
+    @theme.display(description="evidence")
+    def facts(self, anomaly: Anomaly) -> Any:
+        return told({name: value for name, value in anomaly.evidence.items() if name != "rows"})
+
+    def panels(self, request: HttpRequest, row: Any, at: datetime) -> dict[str, Any]:
+        listed = row.evidence.get("rows")
+        if not isinstance(listed, list) or not all(isinstance(line, dict) for line in listed):
+            return {}
+        names = list(dict.fromkeys(name for line in listed for name in line))
+        table = {
+            "title": "Evidence",
+            "headers": [name.removesuffix("_at").replace("_", " ").capitalize() for name in names],
+            "rows": [[_evident(name, line.get(name)) for name in names] for line in listed],
+        }
+        return {"tables": [table] if listed else []}
 
     def act_facts(self, row: Any, at: datetime) -> list[tuple[str, Any]]:
         return [

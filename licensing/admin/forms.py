@@ -94,9 +94,13 @@ class ActForm(forms.Form):
 
 
 def show(form: forms.BaseForm, error: LicensingError) -> None:
-    """Add what a rule said to a form's errors."""
-    field = error.pointer.strip("/") if isinstance(error, Invalid) else ""
-    form.add_error(field if field in form.fields else None, error.detail)
+    """Add what a rule said to a form's errors: beside the field it points at, saying where in it."""
+    first, *rest = error.pointer.strip("/").split("/") if isinstance(error, Invalid) else [""]
+    if first not in form.fields:
+        form.add_error(None, error.detail)
+        return
+    place = ", ".join(f"no. {int(each) + 1}" if each.isdigit() else each.replace("_", " ") for each in rest)
+    form.add_error(first, f"{place.capitalize()}: {error.detail}" if place else error.detail)
 
 
 def why(**options: Any) -> forms.CharField:

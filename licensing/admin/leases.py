@@ -9,7 +9,7 @@ from licensing import leases
 from licensing.admin import theme
 from licensing.admin.acts import Act
 from licensing.admin.base import instant, link_to
-from licensing.admin.licenses import _OfLicense, used
+from licensing.admin.licenses import OfLicense, used
 from licensing.models import Lease, LicenseFile
 
 
@@ -30,7 +30,7 @@ def _says_end(lease: Lease, at: datetime) -> list[str]:
 
 
 @admin.register(Lease)
-class LeaseAdmin(_OfLicense):
+class LeaseAdmin(OfLicense):
     """Leases: seen and ended; checked out only by the machine itself."""
 
     list_display = ("machine", "license_shown", "offline", "checked_out_at", "renewed_at", "expires_at", "ended_at")
@@ -69,7 +69,7 @@ class LeaseAdmin(_OfLicense):
 
 
 @admin.register(LicenseFile)
-class LicenseFileAdmin(_OfLicense):
+class LicenseFileAdmin(OfLicense):
     """License files: the record of each. One that is out cannot be taken back before it expires."""
 
     list_display = ("machine", "license_shown", "issued_at", "expires_at", "encrypted", "kid")

@@ -13,10 +13,10 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
-from licensing import activations, keys, lifecycle, seats, validation
+from licensing import activations, keys, lifecycle, proofs, seats, validation
 from licensing.admin import theme
 from licensing.admin.acts import Act
-from licensing.admin.base import StaffHistoryAdmin, StaffModelAdmin, as_uuid, instant, link_to, list_of
+from licensing.admin.base import StaffHistoryAdmin, StaffModelAdmin, as_uuid, instant, link_to, list_of, quantity
 from licensing.admin.forms import ActForm, CodeField, NoInputs, RowForm, SpanField, why
 from licensing.audit import Actor
 from licensing.models import (
@@ -78,25 +78,6 @@ class TransferForm(ActForm):
 
     to = CodeField(Customer.objects.all(), label="New customer's code")
     reason = why()
-
-
-class PlanForm(ActForm):
-    """Which terms apply from now on: revisions of the license's product that are offered."""
-
-    plan_revision = forms.ModelChoiceField(
-        PlanRevision.objects.none(), label="Plan revision", widget=theme.Select, empty_label="Choose a revision"
-    )
-    reason = why()
-
-    def __init__(self, *args: Any, row: License, at: datetime, **options: Any) -> None:
-        super().__init__(*args, row=row, at=at, **options)
-        field = self.fields["plan_revision"]
-        assert isinstance(field, forms.ModelChoiceField)
-        field.queryset = (
-            PlanRevision.objects.filter(plan__product=row.product_id, state=RevisionState.PUBLISHED)
-            .exclude(pk=row.plan_revision_id)
-            .select_related("plan")
-        )
 
 
 class LimitsForm(ActForm):
@@ -332,22 +313,6 @@ def _acts() -> tuple[Act, ...]:
             group="more",
         ),
         Act(
-            name="change-plan",
-            label="Change plan…",
-            permission=may_change,
-            rule=lifecycle.change_plan,
-            row_as="license",
-            form=PlanForm,
-            says=lambda license, at: [
-                f"From now on the license runs under another revision instead of {license.plan_revision}.",
-                "Its limits become that revision's; the expiry stays unless the new terms have none. "
-                "What was before is kept as a term.",
-            ],
-            done="The plan is changed.",
-            offered=_standing,
-            group="more",
-        ),
-        Act(
             name="transfer",
             label="Transfer to another customer…",
             permission=may_change,
@@ -369,6 +334,22 @@ def _acts() -> tuple[Act, ...]:
             says=_says_revoke,
             done="The license is revoked.",
             offered=_standing,
+            group="more",
+            danger=True,
+        ),
+        Act(
+            name="accept-terms",
+            label="Accept terms…",
+            permission=may_issue,
+            rule=lifecycle.accept_terms,
+            row_as="license",
+            says=lambda license, at: [
+                "Limits, dates or state of this license were written past the rules, straight into the database. "
+                "Until that is cleared up no program is answered for it.",
+                "Accepting takes them as they are shown here. Find out first who wrote them.",
+            ],
+            done="The terms are accepted.",
+            offered=lambda license, at: not proofs.stand(license),
             group="more",
             danger=True,
         ),
@@ -396,6 +377,7 @@ def used(count: int, limit: int | None) -> str:
 class LicenseAdmin(StaffHistoryAdmin):
     """Licenses: found, judged, and changed only by acts."""
 
+    shows_personal = ("page",)  # who holds its seats
     change_form_template = "admin/licensing/license/change_form.html"
     list_before_template = "admin/staff/before_licenses.html"
     list_display = ("key_tail", "customer", "plan_shown", "status_shown", "seats_shown", "machines_shown", "expires_at")
@@ -503,13 +485,16 @@ class LicenseAdmin(StaffHistoryAdmin):
         ]
 
     def panels(self, request: HttpRequest, row: Any, at: datetime) -> dict[str, Any]:
-        validated = validation.verdict_for_staff(license_id=row.pk, at=at)
+        try:
+            verdict = validation.verdict_for_staff(license_id=row.pk, at=at).verdict
+        except proofs.TermsAltered:
+            verdict = None
         status = lifecycle.status_of(row, at)
         label = str(status.label).lower()
         return {
             "status": label,
             "status_colour": COLOURS[label],
-            "verdict": validated.verdict,
+            "verdict": verdict,
             "verdict_at": at,
             "facts": [
                 ("Key", tail_of(row)),
@@ -577,10 +562,34 @@ class LicenseAdmin(StaffHistoryAdmin):
                 "more": list_of(Activation, license__id__exact=row.pk),
             },
             {
-                "title": "Terms",
-                "headers": ["From", "Scheme", "Plan revision", "Reason"],
+                "title": "Allowances",
+                "headers": ["Meter", "From", "To", "Used", "Allowance", "Reserved", "At most"],
                 "rows": [
-                    [instant(term.starts_at), term.get_scheme_display(), str(term.plan_revision), term.reason or "–"]
+                    [
+                        counter.meter,
+                        instant(counter.starts_at),
+                        instant(counter.ends_at),
+                        quantity(counter.used),
+                        quantity(counter.allowance, "none"),
+                        quantity(counter.reserved),
+                        quantity(counter.ceiling),
+                    ]
+                    for counter in row.counters.order_by("-starts_at", "meter")[:SHOWN]
+                ],
+                # The page of usage is billing's; like `object_link`, a page is known by its name.
+                "more": f"{reverse('admin:usage')}?license={row.pk}",
+            },
+            {
+                "title": "Terms",
+                "headers": ["From", "Scheme", "Plan revision", "Reason", "Undone"],
+                "rows": [
+                    [
+                        instant(term.starts_at),
+                        term.get_scheme_display(),
+                        str(term.plan_revision),
+                        term.reason or "–",
+                        instant(term.undone_at),
+                    ]
                     for term in row.terms.select_related("plan_revision__plan")[:SHOWN]
                 ],
                 "more": list_of(Term, license__id__exact=row.pk),
@@ -621,7 +630,7 @@ def _act_link(row: Any, act: str, label: str) -> str:
     return format_html('<a class="staff-link" href="{}">{}</a>', url, label)
 
 
-class _OfLicense(StaffModelAdmin):
+class OfLicense(StaffModelAdmin):
     """What hangs on a license: found by the license's id, and its acts lead back to the license."""
 
     list_select_related: ClassVar[tuple[str, ...]] = ("license__customer", "license__product")
@@ -629,14 +638,19 @@ class _OfLicense(StaffModelAdmin):
 
     @theme.display(description="license")
     def license_shown(self, row: Any) -> str:
-        return link_to(row.license, f"{row.license.customer}: {row.license.product}")
+        return link_to(row.license, self.license_named(row))
+
+    @theme.display(description="license")
+    def license_named(self, row: Any) -> str:
+        """Name the license where the cell is the link to the row's own page: no link stands in another."""
+        return f"{row.license.customer}: {row.license.product}"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related(*self.list_select_related)
 
 
 @admin.register(LicenseKey)
-class LicenseKeyAdmin(_OfLicense):
+class LicenseKeyAdmin(OfLicense):
     """License keys by their last characters; revealed and replaced on the license's page."""
 
     list_display = ("__str__", "license_shown", "created_at", "retired_at")
@@ -649,7 +663,7 @@ class LicenseKeyAdmin(_OfLicense):
 
 
 @admin.register(Hold)
-class HoldAdmin(_OfLicense):
+class HoldAdmin(OfLicense):
     """Holds over all licenses; placed and lifted on the license's page."""
 
     list_display = ("reason", "license_shown", "placed_at", "lifted_at", "note")
@@ -660,10 +674,10 @@ class HoldAdmin(_OfLicense):
 
 
 @admin.register(Term)
-class TermAdmin(_OfLicense):
+class TermAdmin(OfLicense):
     """Terms over all licenses; opened by issuing and by a change of plan."""
 
-    list_display = ("starts_at", "license_shown", "scheme", "plan_revision", "reason")
+    list_display = ("starts_at", "license_shown", "scheme", "plan_revision", "reason", "undone_at")
     list_select_related = ("license__customer", "license__product", "plan_revision__plan")
     list_filter = ("scheme",)
     search_fields = ("license__customer__code", "license__customer__name")
@@ -679,7 +693,7 @@ def _in(*states: SeatState) -> Callable[[Any, datetime], bool]:
 
 
 @admin.register(Seat)
-class SeatAdmin(_OfLicense, StaffHistoryAdmin):
+class SeatAdmin(OfLicense, StaffHistoryAdmin):
     """Seats: released, transferred, blocked and unblocked; assigned on the license's page."""
 
     list_display = ("holder", "state_shown", "license_shown", "assigned_at", "released_at")
@@ -778,7 +792,7 @@ class SeatAdmin(_OfLicense, StaffHistoryAdmin):
 
 
 @admin.register(Activation)
-class ActivationAdmin(_OfLicense, StaffHistoryAdmin):
+class ActivationAdmin(OfLicense, StaffHistoryAdmin):
     """Machines: seen and let go; activated only by the machine itself."""
 
     list_display = ("machine", "platform", "license_shown", "activated_at", "last_seen_at", "deactivated_at")
@@ -794,6 +808,7 @@ class ActivationAdmin(_OfLicense, StaffHistoryAdmin):
             row_as="activation",
             says=lambda machine, at: [
                 "The license is no longer bound to this machine; its place is free at once.",
+                "A floating seat it has out is free at once too, unless it borrowed it to work offline.",
                 "It counts against the plan's churn limit, when it has one.",
             ],
             done="The machine is let go.",

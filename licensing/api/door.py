@@ -11,16 +11,15 @@ from functools import lru_cache
 from typing import Any
 
 import structlog
-from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
 from django.db import InterfaceError, OperationalError, connection
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 from django.http.request import split_domain_port, validate_host
 from django.http.response import HttpResponseBase
 
-from licensing import gate
+from licensing import anomalies, gate, installation
 from licensing.errors import LicensingError, Unavailable
-from licensing.ids import uuid7
+from licensing.ids import uuid7_text
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +75,7 @@ def plain(environ: Environ, *, method: str, path: str, body: bytes) -> gate.Requ
     """Return a WSGI request in the gate's plain values."""
     return gate.Request(
         method=method,
-        target=settings.PUBLIC_URL + path,
+        target=installation.here.public_url + path,
         headers=Headers(environ),
         body=body,
         address=address_of(environ),
@@ -105,10 +104,10 @@ def django_response(answer: gate.Answer) -> HttpResponse:
 
 def refusal(environ: Environ, request_id: str) -> gate.Answer | None:
     """Return the problem of a request that is not looked at any further, None for one that may come in."""
-    if settings.PRODUCTION and not _secure(environ):
+    if installation.here.production and not _secure(environ):
         # Not redirected: the key has been on the wire already, and the client must learn of it.
         return gate.problem_of(400, "https_required", "https required", "Call this API over https.", request_id)
-    if not _host_allowed(environ.get("HTTP_HOST") or environ.get("SERVER_NAME") or "", tuple(settings.ALLOWED_HOSTS)):
+    if not _host_allowed(environ.get("HTTP_HOST") or environ.get("SERVER_NAME") or "", installation.here.allowed_hosts):
         return gate.problem_of(400, "malformed", "Bad request", "The request is malformed.", request_id)
     length = environ.get("CONTENT_LENGTH") or ""
     if not length and environ.get("HTTP_TRANSFER_ENCODING"):
@@ -125,7 +124,7 @@ def refusal(environ: Environ, request_id: str) -> gate.Answer | None:
 def _secure(environ: Environ) -> bool:
     if environ.get("wsgi.url_scheme") == "https":
         return True
-    return bool(settings.TRUSTED_PROXIES) and environ.get("HTTP_X_FORWARDED_PROTO", "").strip() == "https"
+    return bool(installation.here.trusted_proxies) and environ.get("HTTP_X_FORWARDED_PROTO", "").strip() == "https"
 
 
 @lru_cache(maxsize=64)
@@ -140,8 +139,8 @@ def finished(asked: gate.Request, answer: gate.Answer) -> gate.Answer:
     headers.setdefault("cache-control", "no-store")
     headers["x-request-id"] = asked.request_id
     headers["x-content-type-options"] = "nosniff"
-    if settings.PRODUCTION:
-        headers["strict-transport-security"] = f"max-age={settings.SECURE_HSTS_SECONDS}; includeSubDomains"
+    if installation.here.production:
+        headers["strict-transport-security"] = f"max-age={installation.here.hsts_seconds}; includeSubDomains"
     answer = gate.sign(asked, answer)
     answer.headers["content-length"] = str(len(answer.body))
     return answer
@@ -152,7 +151,7 @@ def broken(error: Exception, request_id: str) -> gate.Answer:
     if isinstance(error, LicensingError):
         return gate.problem(error, request_id=request_id)
     if isinstance(error, OperationalError | InterfaceError):
-        log.error("api_without_database", error=type(error).__name__)
+        anomalies.service_away(name="database", error=error)
         connection.close()
         return gate.problem(Unavailable("The database is away."), request_id=request_id)
     log.exception("api_error")
@@ -170,7 +169,7 @@ def id_of(environ: Environ) -> str:
     if known is None:
         given = environ.get("HTTP_X_REQUEST_ID", "")
         trusted = given and _trusted(environ.get("REMOTE_ADDR", "")) and _REQUEST_ID.fullmatch(given)
-        known = environ["licentia.request_id"] = given if trusted else str(uuid7())
+        known = environ["licentia.request_id"] = given if trusted else uuid7_text()
     return known
 
 
@@ -212,7 +211,7 @@ def _trusted(address: str) -> bool:
 def _proxies() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     """Return the networks of trusted proxies; what is no network is trusted by nobody, and refused by the checks."""
     networks = []
-    for text in settings.TRUSTED_PROXIES:
+    for text in installation.here.trusted_proxies:
         try:
             networks.append(ipaddress.ip_network(text, strict=False))
         except ValueError:

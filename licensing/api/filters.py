@@ -1,5 +1,6 @@
 """What lists can be filtered by: named like the fields."""
 
+import re
 from typing import Any
 
 from django.utils import timezone
@@ -21,6 +22,8 @@ from licensing.models import (
 )
 from licensing.states import LicenseStatus
 
+_WHOLE = re.compile(r"[0-9]{1,9}")
+
 
 class Filters(filters.FilterSet):
     """The base of ours: a filter without a value is refused, for it would let everything through."""
@@ -31,6 +34,8 @@ class Filters(filters.FilterSet):
                 raise Invalid("A filter needs a value. Leave it out to see all.", pointer=f"/{name}")
             if isinstance(self.filters.get(name), filters.BooleanFilter) and value not in ("true", "false"):
                 raise Invalid(f"{name} is true or false.", pointer=f"/{name}")
+            if isinstance(self.filters.get(name), filters.NumberFilter) and not _WHOLE.fullmatch(str(value)):
+                raise Invalid(f"{name} is a whole number.", pointer=f"/{name}")
         return bool(super().is_valid())
 
 

@@ -13,12 +13,10 @@ from rest_framework.response import Response
 from licensing import leases, license_files
 from licensing.api.base import ApiViewSet, StrictSerializer, once
 from licensing.api.filters import Filters
-from licensing.api.serializers import FlagField, IdField, InstantField, PatternField, SecondsField, TextField
+from licensing.api.serializers import FingerprintField, FlagField, IdField, InstantField, SecondsField, TextField
 from licensing.api.views import IDEMPOTENT, _called_license
 from licensing.errors import Invalid, Missing
 from licensing.models import Activation, Lease, License, LicenseFile
-
-_FINGERPRINT = r"[A-Za-z0-9._:+/=-]{16,128}"
 
 
 class Leases(Filters):
@@ -68,7 +66,7 @@ class NewLease(StrictSerializer):
     license = IdField(required=False)
     ttl_seconds = SecondsField(required=False)
     offline = FlagField(required=False)
-    fingerprint = PatternField(_FINGERPRINT, required=False)
+    fingerprint = FingerprintField(required=False)
 
 
 class Heartbeat(StrictSerializer):
@@ -99,7 +97,7 @@ class NewLicenseFile(StrictSerializer):
 
     license = IdField(required=False)
     request = TextField(required=False, trim_whitespace=False, max_length=license_files.LONGEST_REQUEST)
-    fingerprint = PatternField(_FINGERPRINT, required=False)
+    fingerprint = FingerprintField(required=False)
     expires_at = InstantField(required=False)
     encrypt = FlagField(required=False)
     seat_holder = serializers.EmailField(required=False, max_length=254)

@@ -10,7 +10,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from licensing import credentials, lifecycle
+from licensing import credentials, fingerprints, lifecycle
 from licensing.api.base import StrictSerializer
 from licensing.models import License
 from licensing.states import (
@@ -84,6 +84,15 @@ class PatternField(serializers.RegexField):
         if not isinstance(data, str):
             self.fail("invalid")
         return super().to_internal_value(data)
+
+
+class FingerprintField(PatternField):
+    """A machine's fingerprint."""
+
+    default_error_messages = {"invalid": fingerprints.FORM}
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(fingerprints.PATTERN.pattern, **options)
 
 
 class CodeField(PatternField):
@@ -315,11 +324,6 @@ class PlanChange(OptionalReason):
     validate = NewLicense.validate
 
 
-class PlanChangePreview(StrictSerializer):
-    before = LicenseRow()
-    after = LicenseRow()
-
-
 class LimitChange(OptionalReason):
     seat_limit = LimitField(required=False)
     activation_limit = LimitField(required=False)
@@ -364,15 +368,17 @@ class PublicKey(StrictSerializer):
     alg = serializers.ChoiceField(choices=["EdDSA", "Ed25519"], required=False)
 
 
-class Nothing(StrictSerializer):
-    """The body of a call that takes none: nothing at all, or an empty object."""
+class MachineReport(StrictSerializer):
+    """What a machine says of itself: nothing, or that it found its clock turned back since the last answer."""
+
+    clock_turned_back = FlagField(required=False)
 
 
 class NewActivation(StrictSerializer):
     """The machine to activate. `license` is for a server; a license key's own license is taken by itself."""
 
     license = IdField(required=False)
-    fingerprint = PatternField(r"[A-Za-z0-9._:+/=-]{16,128}")
+    fingerprint = FingerprintField()
     name = TextField(required=False, allow_blank=True, max_length=200)
     platform = TextField(required=False, allow_blank=True, max_length=64)
     seat_holder = serializers.EmailField(required=False, max_length=254)
@@ -409,6 +415,12 @@ class Anomaly(Row):
     last_at = serializers.DateTimeField()
     evidence = serializers.DictField()
     resolution = serializers.CharField()
+    resolved_at = serializers.DateTimeField(allow_null=True)
+    snoozed_until = serializers.DateTimeField(allow_null=True)
+    alerted_at = serializers.DateTimeField(allow_null=True)
+    rule_version = serializers.IntegerField(help_text="Of the rule as the code has it.")
+    revision = serializers.IntegerField(help_text="Of the rule's thresholds; 0 are its defaults.")
+    thresholds = serializers.DictField(child=serializers.FloatField(), help_text="By which it was judged first.")
 
 
 class AuditEntry(Row):

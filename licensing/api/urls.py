@@ -3,7 +3,7 @@
 from django.urls import path
 from rest_framework.routers import SimpleRouter
 
-from licensing.api import leases, views
+from licensing.api import leases, views, webhooks
 
 router = SimpleRouter(trailing_slash=False, use_regex_path=False)
 router.register("products", views.ProductViews)
@@ -17,6 +17,7 @@ router.register("activations", views.ActivationViews)
 router.register("leases", leases.LeaseViews)
 router.register("license-files", leases.LicenseFileViews)
 router.register("credentials", views.CredentialViews)
+router.register("webhook-endpoints", webhooks.WebhookEndpointViews)
 router.register("anomalies", views.AnomalyViews)
 router.register("audit-entries", views.AuditEntryViews)
 

@@ -3,17 +3,17 @@
 from typing import Any
 from uuid import UUID
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, PolymorphicProxySerializer, extend_schema, extend_schema_view
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from licensing import activations, catalog, credentials, customers, gate, keys, lifecycle, seats, snapshots
+from licensing import activations, allowances, catalog, credentials, customers, gate, keys, lifecycle, seats, snapshots
 from licensing.api import filters
 from licensing.api import serializers as shapes
 from licensing.api.base import ApiViewSet, once
@@ -363,36 +363,6 @@ class LicenseViews(ApiViewSet):
         lifecycle.change_limits(license=row, by=self.by, at=self.at, **body)
         return self.shown(self.get_object())
 
-    @extend_schema(
-        parameters=[
-            *IDEMPOTENT,
-            OpenApiParameter("preview", OpenApiTypes.BOOL, description="true writes nothing: `{before, after}`"),
-        ],
-        request=shapes.PlanChange,
-        responses=PolymorphicProxySerializer(
-            component_name="ChangedPlan",
-            serializers=[shapes.LicenseRow, shapes.PlanChangePreview],
-            resource_type_field_name=None,
-        ),
-    )
-    @action(detail=True, methods=["post"], url_path="change-plan")
-    @once
-    def change_plan(self, request: Request, pk: UUID) -> Response:
-        """Put the license under another plan, or another revision of its own."""
-        row, body = self.get_object(), self.body(shapes.PlanChange)
-        revision = _revision(body)
-        preview = request.query_params.get("preview", "false")
-        if preview not in ("true", "false"):
-            raise Invalid("preview is true or false.", pointer="/preview")
-        before = self.shown(row).data
-        with transaction.atomic():
-            lifecycle.change_plan(license=row, plan_revision=revision, by=self.by, at=self.at, **body)
-            after = self.shown(self.get_object())
-            if preview == "true":
-                transaction.set_rollback(True)
-                return Response({"before": before, "after": after.data})
-        return after
-
 
 class SeatViews(ApiViewSet):
     """Seats: the named capacity of a license."""
@@ -471,13 +441,13 @@ class ActivationViews(ApiViewSet):
         activations.deactivate(activation=self._own(), by=self.by, at=self.at)
         return Response(status=204)
 
-    @extend_schema(parameters=IDEMPOTENT, request=None)
+    @extend_schema(parameters=IDEMPOTENT, request=shapes.MachineReport)
     @action(detail=True, methods=["post"])
     @once
     def heartbeat(self, request: Request, pk: UUID) -> Response:
-        """Note that the machine was seen."""
-        row, _ = self._own(), self.body(shapes.Nothing)
-        return self.shown(activations.heartbeat(activation=row, at=self.at))
+        """Note that the machine was seen. It may say that its clock was turned back, which is noted as an anomaly."""
+        row, body = self._own(), self.body(shapes.MachineReport)
+        return self.shown(activations.heartbeat(activation=row, at=self.at, **body))
 
     def _own(self) -> Activation:
         """Return the activation a call is about. One with a key of its own is touched by no license key alone."""
@@ -500,12 +470,18 @@ class EntitlementViews(ApiViewSet):
         responses=shapes.Entitlements,
     )
     def show(self, request: Request) -> Response:
-        """Return what a license grants."""
+        """Return what a license grants; of an allowance, also what is used and left right now."""
         license = _called_license(self, request.query_params.get("license"))
         found = snapshots.by_id(license.pk, Scope())
         if found is None:
             raise Missing()
-        shown = {key: right.shown() for key, right in found.picture.snapshot.entitlements.items()}
+        left = allowances.remaining(license=license, at=self.at)
+        shown: dict[str, Any] = {}
+        for key, right in found.picture.snapshot.entitlements.items():
+            shown[key] = right.shown()
+            if right.meter in left:
+                shown[key]["used"] = allowances.text(left[right.meter].used)
+                shown[key]["remaining"] = allowances.text(left[right.meter].remaining)
         return Response({"license": str(license.pk), "entitlements": shown})
 
 

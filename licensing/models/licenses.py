@@ -8,7 +8,7 @@ from django.db.models import Exists, F, OuterRef, Q
 from licensing.models.base import Row, history
 from licensing.models.catalog import PlanRevision, Product
 from licensing.models.customers import Customer
-from licensing.states import HoldReason, LicenseStatus, Scheme
+from licensing.states import ChangeState, HoldReason, LicenseStatus, Scheme
 
 
 class LicenseQuerySet(models.QuerySet["License"]):
@@ -37,7 +37,8 @@ class License(Row):
     Instants are facts, `status` follows from them (`states.status_at`). `swept_status` is what the expiration
     sweep last recorded, and `due_at` the next instant at which time alone changes it: the sweep reads only
     what is due. A ceiling is the limit enforced right now: it equals the limit, or what is in use when the
-    limit fell below that, and then falls with each release.
+    limit fell below that, and then falls with each release. `terms_mac` proves that a rule wrote the terms
+    (see `licensing.proofs`).
     """
 
     customer = models.ForeignKey(Customer, on_delete=models.PROTECT, related_name="licenses")
@@ -66,8 +67,11 @@ class License(Row):
     swept_status = models.CharField(max_length=16, choices=LicenseStatus, default=LicenseStatus.ACTIVE)
     due_at = models.DateTimeField(null=True, blank=True)
 
+    terms_kid = models.CharField(max_length=32, blank=True, editable=False)
+    terms_mac = models.BinaryField(max_length=32, null=True, blank=True)
+
     objects = LicenseQuerySet.as_manager()
-    history = history(leaving_out=("swept_status", "due_at"))
+    history = history(leaving_out=("swept_status", "due_at", "terms_kid", "terms_mac"))
 
     class Meta:
         ordering = ["-id"]
@@ -81,6 +85,7 @@ class License(Row):
         indexes = [
             models.Index(fields=["due_at"], condition=Q(due_at__isnull=False), name="license_due"),
             models.Index(fields=["customer", "id"], name="license_by_customer"),
+            models.Index(fields=["issued_at"], name="license_by_issue"),
         ]
         constraints = [
             models.CheckConstraint(
@@ -156,10 +161,17 @@ class Hold(Row):
         return self.get_reason_display()
 
 
+class TermQuerySet(models.QuerySet["Term"]):
+    def in_force(self) -> "TermQuerySet":
+        """Return the terms that were not undone: what every rule and every line of money goes by."""
+        return self.filter(undone_at=None)
+
+
 class Term(Row):
     """A stretch of a license under one scheme and plan revision.
 
-    It stores only its start, so that no gap and no overlap can exist: it ends where the next begins (ADR 0003).
+    It stores only its start, so that no gap and no overlap can exist: it ends where the next in force begins (ADR
+    0003). One that was undone stays, and counts as if it had never been (ADR 0017).
     """
 
     license = models.ForeignKey(License, on_delete=models.PROTECT, related_name="terms")
@@ -167,13 +179,62 @@ class Term(Row):
     scheme = models.CharField(max_length=16, choices=Scheme)
     plan_revision = models.ForeignKey(PlanRevision, on_delete=models.PROTECT, related_name="terms")
     reason = models.TextField(blank=True)
+    undone_at = models.DateTimeField(null=True, blank=True)
+
+    objects = TermQuerySet.as_manager()
 
     class Meta:
-        ordering = ["-starts_at"]
+        ordering = ["-starts_at", "-id"]
         constraints = [
-            models.UniqueConstraint(fields=["license", "starts_at"], name="term_starts_once_per_license"),
+            models.UniqueConstraint(
+                fields=["license", "starts_at"], condition=Q(undone_at=None), name="term_starts_once_per_license"
+            ),
             models.CheckConstraint(condition=Q(scheme__in=Scheme.values), name="term_scheme_is_known"),
         ]
 
     def __str__(self) -> str:
         return f"{self.scheme} from {self.starts_at:%Y-%m-%d}"
+
+
+class SchemeChange(Row):
+    """One change of a license to another plan revision: to come, made, or undone, with who asked for it.
+
+    `before` and `after` are the license's row on either side of it (`schemes.image`), so that it can be undone.
+    """
+
+    license = models.ForeignKey(License, on_delete=models.PROTECT, related_name="scheme_changes")
+    plan_revision = models.ForeignKey(PlanRevision, on_delete=models.PROTECT, related_name="+")
+    starts_at = models.DateTimeField()
+    reason = models.TextField(blank=True)
+    actor_kind = models.CharField(max_length=16)
+    actor_id = models.CharField(max_length=64, blank=True)
+    actor_label = models.CharField(max_length=254, blank=True)
+    actor_role = models.CharField(max_length=64, blank=True)
+    state = models.CharField(max_length=16, choices=ChangeState)
+    applied_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    refusal = models.CharField(max_length=64, blank=True)
+    term = models.OneToOneField(Term, on_delete=models.PROTECT, null=True, blank=True, related_name="opened_by")
+    before = models.JSONField(null=True, blank=True)
+    after = models.JSONField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [
+            models.Index(fields=["starts_at"], condition=Q(state="scheduled"), name="scheme_change_due"),
+            models.Index(fields=["license", "id"], name="scheme_change_by_license"),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["license"], condition=Q(state="scheduled"), name="one_scheduled_change_per_license"
+            ),
+            models.CheckConstraint(condition=Q(state__in=ChangeState.values), name="scheme_change_state_is_known"),
+            models.CheckConstraint(
+                condition=Q(state__in=("applied", "undone"), applied_at__isnull=False, term__isnull=False)
+                | Q(state__in=("scheduled", "cancelled", "refused"), applied_at=None, term=None),
+                name="scheme_change_has_its_term_once_applied",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"to {self.plan_revision} at {self.starts_at:%Y-%m-%d %H:%M}"

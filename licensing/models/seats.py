@@ -29,6 +29,7 @@ class Seat(Row):
                 condition=Q(released_at__isnull=False),
                 name="seat_churn",
             ),
+            models.Index(fields=["released_at"], condition=Q(released_at__isnull=False), name="seat_released"),
         ]
         constraints = [
             models.UniqueConstraint(

@@ -48,9 +48,14 @@ def act(row: Any, name: str) -> str:
     return reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_act", args=[row.pk, name])
 
 
+def recorded() -> Any:
+    """Return the audit entries of changes: not those of who was shown personal data."""
+    return AuditEntry.objects.exclude(action__endswith=".seen").exclude(action__endswith=".listed")
+
+
 def last_entry() -> AuditEntry:
-    """Return the newest audit entry."""
-    entry = AuditEntry.objects.order_by("-id").first()
+    """Return the newest audit entry of a change."""
+    entry = recorded().order_by("-id").first()
     assert entry is not None
     return entry
 

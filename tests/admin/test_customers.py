@@ -8,7 +8,7 @@ from django.test import Client
 
 from licensing import credentials, crypto
 from licensing.models import AuditEntry, Credential, Customer, Member
-from tests.admin.conftest import act, adding, last_entry, page, sign_in, text_of
+from tests.admin.conftest import act, adding, last_entry, page, recorded, sign_in, text_of
 from tests.factories import make_credential, make_customer, make_member, make_user
 
 pytestmark = pytest.mark.django_db
@@ -38,18 +38,18 @@ def test_adds_a_member_changes_the_role_and_removes(staff: Client) -> None:
     assert last_entry().action == "member.added"
     staff.post(page(member), {"role": "billing"})
     assert last_entry().action == "member.role_changed"
-    response = staff.post(act(member, "remove"))
+    response = staff.post(act(member, "remove"), {"reason": "Left."})
 
     assert response.status_code == 302
     assert not Member.objects.filter(user=user).exists()
-    assert last_entry().action == "member.removed"
+    assert (last_entry().action, last_entry().reason) == ("member.removed", "Left.")
 
 
 def test_the_last_owner_stays(staff: Client) -> None:
     owner = make_member()
 
     changed = staff.post(page(owner), {"role": "viewer"})
-    removed = staff.post(act(owner, "remove"))
+    removed = staff.post(act(owner, "remove"), {"reason": "Left."})
 
     assert "at least one owner" in text_of(changed)
     assert removed.status_code == 422
@@ -125,9 +125,9 @@ def test_needs_the_permissions() -> None:
 def test_opening_the_pages_changes_nothing(staff: Client) -> None:
     credential, _ = make_credential()
     member = make_member()
-    before = AuditEntry.objects.count()
+    before = recorded().count()
 
     for url in (act(credential, "revoke"), act(member, "remove"), page(member), page(credential)):
         assert staff.get(url).status_code == 200
 
-    assert AuditEntry.objects.count() == before
+    assert recorded().count() == before

@@ -1,5 +1,6 @@
 """Every registered model: its list, its page, its history, its form; and no secret on any of them."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,20 +13,59 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+import billing.models
 import licensing.models
-from licensing import activations, anomalies, catalog, license_files, lifecycle, seats
+from billing import accounts, changes, meters
+from billing.models import (
+    DunningHold,
+    DunningStep,
+    GatewayEvent,
+    GatewayInvoice,
+    LiveComparison,
+    Payment,
+    Reversal,
+    Rollout,
+    RolloutDifference,
+    RolloutMember,
+    Rollup,
+    Statement,
+    StatementLine,
+    UsageChange,
+    UsageEvent,
+    UsageId,
+)
+from licensing import (
+    activations,
+    anomalies,
+    catalog,
+    chain,
+    checkpoints,
+    license_files,
+    lifecycle,
+    rules,
+    seats,
+    webhooks,
+)
 from licensing.models import (
     Activation,
     Anomaly,
     AuditEntry,
+    AuditWaiting,
+    Counter,
+    CreditGrant,
     DecisionRecord,
     IdempotencyRecord,
     JobState,
     KeyCanary,
     License,
     LicenseKey,
+    Observation,
+    Reminder,
     RequestNonce,
+    Reservation,
     RingReader,
+    RuleRun,
+    WebhookDelivery,
 )
 from licensing.states import Severity
 from portal.models import User
@@ -38,6 +78,8 @@ from tests.factories import (
     make_license,
     make_license_and_key,
     make_member,
+    make_meter,
+    make_price,
     make_revision,
 )
 
@@ -65,6 +107,7 @@ def world() -> dict[str, str]:
         rule="odd", severity=Severity.HIGH, object_kind="license", object_id=str(license.pk), at=AT,
         evidence={"count": 3, "nested": {"a": [1, 2]}}, license_id=license.pk,
     )  # fmt: skip
+    rules.change(rule="key_sharing", thresholds={"slack": 4}, hold=False, reason="labs", by=BY, at=AT)
     DecisionRecord.objects.create(
         created_at=AT, request_id="request-1", at=AT, license_id=license.pk, caller="license:1", code="held",
         looked_at=["revoked", "held"],
@@ -74,11 +117,53 @@ def world() -> dict[str, str]:
         sealed_answer="SEALED-ANSWER", expires_at=AT,
     )  # fmt: skip
     JobState.objects.create(name="expiration-sweep", last_finished_at=AT)
+    Reminder.objects.create(created_at=AT, license=license, expires_at=AT, days=7)
+    endpoint, hook_secret = webhooks.create(url="https://hooks.example.com/", customer=member.customer, by=BY, at=AT)
+    message = webhooks.test(endpoint=endpoint, by=BY, at=AT)
+    WebhookDelivery.objects.create(
+        created_at=AT, endpoint=endpoint, message_id=message, event_type="webhook.test", attempt=1, at=AT, status=500,
+        duration_ms=12, answer="Oops",
+    )  # fmt: skip
+    meter = make_meter(code="calls")
+    price = make_price(plan=license.plan_revision.plan, components=[{"kind": "flat", "amount": "5.00"}])
+    accounts.describe(customer=member.customer, currency="EUR", by=BY, at=AT)
+    meters.draft(meter=meter.meter, by=BY, at=AT)
+    statement = Statement.objects.create(
+        created_at=AT, customer=member.customer, currency="EUR", starts_at=AT, ends_at=AT.replace(month=4)
+    )
+    StatementLine.objects.create(
+        created_at=AT, statement=statement, position=1, kind="flat", license=license, price_revision=price,
+        description="Flat", starts_at=AT, ends_at=AT.replace(month=4), amount_minor=500,
+    )  # fmt: skip
+    CreditGrant.objects.create(created_at=AT, license=license, meter="calls", amount=5, starts_at=AT)
+    Reservation.objects.create(
+        created_at=AT, license=license, meter="calls", counter_starts_at=AT, quantity=1, expires_at=AT
+    )
+    GatewayInvoice.objects.create(created_at=AT, statement=statement, days_until_due=14, next_at=AT)
+    GatewayEvent.objects.create(created_at=AT, event_id="evt_1", kind="invoice.paid", occurred_at=AT, outcome="applied")
+    Payment.objects.create(created_at=AT, statement=statement, source="by_hand", amount_minor=5, reference="1")
+    Reversal.objects.create(created_at=AT, statement=statement, kind="refund", reference="re_1", returned_minor=5)
+    DunningStep.objects.create(created_at=AT, statement=statement, days=3, act="reminder")
+    DunningHold.objects.create(created_at=AT, statement=statement, license=license, hold=license.holds.get())
+    changes.change(
+        license=license, plan_revision=make_revision(plan=license.plan_revision.plan), by=BY, at=AT + timedelta(hours=1)
+    )
+    moving = Rollout.objects.create(
+        created_at=AT, code="autumn", plan=license.plan_revision.plan, plan_revision=license.plan_revision, reason="x"
+    )
+    RolloutMember.objects.create(
+        created_at=AT, rollout=moving, license=license, place=5, findings=[{"code": "no_price", "text": "None."}]
+    )
+    RolloutDifference.objects.create(
+        created_at=AT, rollout=moving, license=license, kind="money", subject="2026-03", reason="Dearer."
+    )
     Group.objects.create(name="Support")
     AccessAttempt.objects.create(
         username="ann@example.com", ip_address="192.0.2.1", path_info="/admin/login/", failures_since_start=6,
         get_data="", post_data="typed=PASSWORD-TYPED",
     )  # fmt: skip
+    chain.turn(at=AT)
+    checkpoints.make(at=AT, asked=True)
     row = LicenseKey.objects.get(license=license)
     return {
         "key": key,
@@ -87,6 +172,8 @@ def world() -> dict[str, str]:
         "secret": secret,
         "secret digest": bytes(credential.digest).hex(),
         "sealed answer": "SEALED-ANSWER",
+        "webhook secret": hook_secret,
+        "sealed webhook secret": endpoint.sealed_secret,
         "typed password": "PASSWORD-TYPED",
     }
 
@@ -103,9 +190,20 @@ def assert_no_secret(response: Any, secrets: dict[str, str]) -> None:
 
 
 def test_all_models_are_registered() -> None:
-    of_machines = {RequestNonce, KeyCanary, RingReader}  # nothing a person could read anything from
-    expected = {getattr(licensing.models, name) for name in licensing.models.__all__} | {User}
-    expected -= of_machines
+    of_machines = {
+        RequestNonce,
+        KeyCanary,
+        RingReader,
+        UsageChange,
+        AuditWaiting,
+        Observation,
+        RuleRun,
+        LiveComparison,
+    }  # nothing a person could read anything from
+    keyed_by_license = {Counter, UsageEvent, UsageId, Rollup}  # on the page of usage
+    named = [(models, name) for models in (licensing.models, billing.models) for name in models.__all__]
+    expected = {getattr(models, name) for models, name in named} | {User}
+    expected -= of_machines | keyed_by_license
 
     assert expected <= set(admin.site._registry)
 
@@ -192,6 +290,7 @@ def test_nothing_is_deleted_here(staff: Client, world: dict[str, str], model: An
 def test_add_form_opens_exactly_where_a_rule_makes_rows(staff: Client, world: dict[str, str], model: Any) -> None:
     makes = {
         "Customer", "Member", "Credential", "Product", "Release", "Plan", "PlanRevision", "License", "User", "Group",
+        "Meter", "MeterRevision", "Price", "PriceRevision", "BillingAccount", "CreditGrant", "WebhookEndpoint",
     }  # fmt: skip
 
     response = staff.get(adding(model))

@@ -10,7 +10,7 @@ from django.test import Client
 from licensing import keys, lifecycle, seats
 from licensing.models import AuditEntry, Hold, License, LicenseKey, OutboxMessage, Seat
 from licensing.states import LicenseStatus
-from tests.admin.conftest import act, adding, last_entry, listing, page, sign_in, text_of
+from tests.admin.conftest import act, adding, last_entry, listing, page, recorded, sign_in, text_of
 from tests.factories import AT, BY, make_customer, make_license, make_license_and_key, make_revision
 
 pytestmark = pytest.mark.django_db
@@ -27,9 +27,11 @@ PERMISSIONS = {
     "reveal-key": "licensing.reveal_key",
     "rotate-key": "licensing.reveal_key",
     "change-limits": "licensing.change_license",
-    "change-plan": "licensing.change_license",
+    "change-terms": "licensing.change_license",
+    "undo-change": "licensing.change_license",
     "transfer": "licensing.change_license",
     "revoke": "licensing.revoke_license",
+    "accept-terms": "licensing.issue_license",
 }
 
 
@@ -39,7 +41,7 @@ def facts(license: License) -> Any:
         Hold.objects.count(),
         Seat.objects.count(),
         LicenseKey.objects.count(),
-        AuditEntry.objects.count(),
+        recorded().count(),
         OutboxMessage.objects.count(),
     )
 
@@ -221,23 +223,6 @@ def test_transfers_to_another_customer_by_code(staff: Client) -> None:
     assert (entry.action, entry.reason, entry.after["seats_released"]) == ("license.transferred", "Sold", 1)
 
 
-def test_changes_the_plan_within_the_product(staff: Client) -> None:
-    license = make_license()
-    from tests.factories import make_plan
-
-    offered = make_revision(plan=make_plan(product=license.product), seat_limit=50)
-    foreign = make_revision()
-
-    wrong = staff.post(act(license, "change-plan"), {"plan_revision": foreign.pk, "reason": "Up"})
-    right = staff.post(act(license, "change-plan"), {"plan_revision": offered.pk, "reason": "Up"})
-
-    assert wrong.status_code == 422
-    assert right.status_code == 302
-    license.refresh_from_db()
-    assert (license.plan_revision, license.seat_limit) == (offered, 50)
-    assert last_entry().action == "license.plan_changed"
-
-
 def test_changes_limits(staff: Client) -> None:
     license = make_license()
 
@@ -296,9 +281,25 @@ def test_an_act_needs_its_permission(name: str) -> None:
     assert blind.post(act(license, name), {"reason": "x"}).status_code == 403
     assert act(license, name) not in text_of(without.get(page(license)))
     assert allowed.get(act(license, name)).status_code == 200
-    if name != "issue":
+    if name not in ("issue", "accept-terms", "undo-change"):
         assert act(license, name) in text_of(allowed.get(page(license)))
     assert facts(license) == before
+
+
+def test_terms_written_past_the_rules_are_accepted_by_a_person(staff: Client) -> None:
+    license = make_license()
+    assert act(license, "accept-terms") not in text_of(staff.get(page(license)))
+    License.objects.filter(pk=license.pk).update(activation_limit=7, activations_ceiling=7)
+
+    shown = text_of(staff.get(page(license)))
+    assert act(license, "accept-terms") in shown
+    assert "written past the rules" in shown
+    staff.post(act(license, "accept-terms"), {"reason": "Ticket 12"})
+
+    entry = last_entry()
+    assert (entry.action, entry.license_id, entry.reason) == ("license.terms_accepted", license.pk, "Ticket 12")
+    assert_by_staff(staff, entry)
+    assert act(license, "accept-terms") not in text_of(staff.get(page(license)))
 
 
 def test_issuing_needs_its_permission() -> None:

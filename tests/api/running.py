@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,46 @@ from tests.servers import free_port
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Running:
     """A server that answers, and what its rows were made with."""
 
     host: str
     port: int
     seeds: Any
+    log: Path
+    environment: Mapping[str, str]
+    workers: int
+    process: "subprocess.Popen[bytes]" = field(init=False)
 
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "manage.py", "serve", "--port", str(self.port), "--workers", str(self.workers)],
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        _await(self.process, self.port, self.log)
+
+    def kill(self) -> None:
+        """Kill it with its workers, as a machine that loses its power."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> str:
+        """Stop it in an orderly way; return what it has written to its log."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(35) == 0, self.log.read_text(errors="replace")[-3000:]
+        return self.log.read_text(errors="replace")
 
 
 @contextlib.contextmanager
@@ -52,27 +81,17 @@ def running(*, seed: str, database_url: str | None = None, workers: int = 1, **e
             **environment,
         }
         _manage("migrate", "--verbosity=0", environment=mine)
-        seeds = _python(seed, mine)
-        with open(Path(folder) / "server.log", "w+b") as log:
-            server = subprocess.Popen(
-                [sys.executable, "manage.py", "serve", "--port", str(port), "--workers", str(workers)],
-                cwd=ROOT,
-                env=mine,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        seeds = python(seed, mine)
+        server = Running("127.0.0.1", port, seeds, Path(folder) / "server.log", mine, workers)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.process.send_signal(signal.SIGTERM)
             try:
-                _await(server, port, Path(folder) / "server.log")
-                yield Running("127.0.0.1", port, seeds)
-            finally:
-                server.send_signal(signal.SIGTERM)
-                try:
-                    server.wait(15)
-                except subprocess.TimeoutExpired:
-                    os.killpg(server.pid, signal.SIGKILL)
-                    server.wait()
+                server.process.wait(15)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 def _manage(*arguments: str, environment: Mapping[str, str]) -> None:
@@ -82,7 +101,8 @@ def _manage(*arguments: str, environment: Mapping[str, str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _python(code: str, environment: Mapping[str, str]) -> Any:
+def python(code: str, environment: Mapping[str, str]) -> Any:
+    """Run Python in the installation of that environment; return the JSON it prints."""
     prelude = "import django, json; django.setup()\n"
     done = subprocess.run(
         [sys.executable, "-c", prelude + code],

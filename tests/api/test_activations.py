@@ -1,11 +1,12 @@
 """/activations: by a server, and by the holder of a license key for its own license."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from licensing import lifecycle
-from licensing.models import Activation, License
+from licensing import crypto, lifecycle
+from licensing.models import Activation, Anomaly, License
 from tests.api.conftest import (
     MISSING_ID,
     Api,
@@ -141,6 +142,37 @@ def test_it_notes_a_heartbeat(world: World) -> None:
     assert datetime.fromisoformat(answer.json()["last_seen_at"]) > before
 
 
+def test_it_hears_from_a_machine_that_its_clock_was_turned_back(world: World) -> None:
+    path = f"/activations/{world.activation.pk}/heartbeat"
+
+    assert by_key(world.key).post(path, {"clock_turned_back": False}).status_code == 200
+    assert not Anomaly.objects.filter(rule="clock_turned_back").exists()
+    for _ in range(2):
+        assert by_key(world.key).post(path, {"clock_turned_back": True}).status_code == 200
+
+    found = Anomaly.objects.get(rule="clock_turned_back")
+    assert (found.object_kind, found.object_id) == ("activation", str(world.activation.pk))
+    assert (found.license_id, found.severity) == (world.license.pk, "medium")
+    assert found.last_at.timestamp() == pytest.approx(NOW.timestamp(), abs=3_600)
+
+
+def test_it_notes_a_turned_back_clock_where_the_license_may_not_be_used(world: World) -> None:
+    lifecycle.revoke(license=world.license, reason="test", by=BY, at=NOW)
+
+    answer = by_key(world.key).post(f"/activations/{world.activation.pk}/heartbeat", {"clock_turned_back": True})
+
+    assert answer.status_code == 409
+    assert Anomaly.objects.filter(rule="clock_turned_back").count() == 1
+
+
+@pytest.mark.parametrize("body", [{"clock_turned_back": "often"}, {"clock_turned_back": None}, {"clock": True}])
+def test_it_takes_no_other_word_in_a_heartbeat(body: dict[str, Any], world: World) -> None:
+    answer = by_key(world.key).post(f"/activations/{world.activation.pk}/heartbeat", body)
+
+    assert answer.status_code == 400
+    assert not Anomaly.objects.filter(rule="clock_turned_back").exists()
+
+
 def test_it_hears_no_heartbeat_of_a_machine_that_was_let_go(world: World) -> None:
     holder = by_key(world.key)
     holder.delete(f"/activations/{world.activation.pk}")
@@ -165,3 +197,18 @@ def test_it_pages_and_filters_the_machines(world: World, api: Api) -> None:
     assert [row["id"] for row in page["results"]] == [str(world.activation.pk)]
     assert (page["next"], page["previous"]) == (None, None)
     assert [row["id"] for row in by_fingerprint["results"]] == [str(world.other_activation.pk)]
+
+
+def test_it_changes_nothing_while_the_key_ring_lacks_a_key_and_tells_no_client_which(world: World) -> None:
+    crypto.refuse_writes("The key ring lacks the key 'seal-lost' (seal).")
+    try:
+        with nothing_written():
+            answer = by_key(world.key).post("/activations", {"fingerprint": "f" * 32})
+        asked = by_key(world.key).post("/validate", {})
+    finally:
+        crypto.refuse_writes("")
+
+    assert_problem(answer, 503, "unavailable")
+    assert int(answer["Retry-After"]) > 0
+    assert "seal-lost" not in answer.text
+    assert asked.json()["valid"]

@@ -1,6 +1,7 @@
 """What no body, header or query may do: end in a 500, leave something half-written, or tell who has which key."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.api.conftest import (
     own_server,
     without_request_id,
 )
-from tests.api.routes import ROUTES, WRITING, Route
+from tests.api.routes import FLAT, HOOK, ROUTES, WRITING, Route
 from tests.factories import BY, make_credential
 
 DEEP = 100_000
@@ -80,6 +81,13 @@ def full_bodies(world: World) -> dict[str, dict[str, Any]]:
         "maintenance_seconds": 86400,
         "entitlements": [{"key": "export", "kind": "flag"}],
     }
+    counting = {
+        "aggregation": "unique",
+        "unit": "people",
+        "dimensions": ["person"],
+        "filters": {"person": ["ada"]},
+        "unique_by": "person",
+    }
     return {
         "POST /validate": {
             "license": str(world.license.pk),
@@ -97,7 +105,38 @@ def full_bodies(world: World) -> dict[str, dict[str, Any]]:
             "platform": "linux",
             "seat_holder": "ada@example.com",
         },
-        "POST /activations/{activation}/heartbeat": {},
+        "POST /activations/{activation}/heartbeat": {"clock_turned_back": True},
+        "POST /usage": {
+            "license": str(world.license.pk),
+            "event_id": "e1",
+            "meter": "calls",
+        },
+        "POST /usage/batch": {"license": str(world.license.pk), "events": [{"event_id": "e1", "meter": "calls"}]},
+        "POST /usage/corrections": {
+            "license": str(world.license.pk),
+            "meter": "calls",
+            "quantity": "-1",
+            "occurred_at": "2026-01-01T00:00:00Z",
+            "event_id": "e1",
+            **reason,
+        },
+        "POST /credit-grants": {
+            "license": str(world.license.pk),
+            "meter": "calls",
+            "amount": "5",
+            "priority": 1,
+            "starts_at": "2026-01-01T00:00:00Z",
+            "expires_at": "2099-01-01T00:00:00Z",
+            **reason,
+        },
+        "POST /credit-grants/{credit_grant}/void": reason,
+        "POST /reservations": {
+            "license": str(world.license.pk),
+            "meter": "calls",
+            "quantity": "1",
+            "ttl_seconds": 60,
+        },
+        "POST /reservations/{reservation}/commit": {"event_id": "e1", "quantity": "1"},
         "POST /leases": {
             "license": str(world.license.pk),
             "ttl_seconds": 60,
@@ -123,6 +162,17 @@ def full_bodies(world: World) -> dict[str, dict[str, Any]]:
         "PATCH /plan-revisions/{draft}": terms,
         "POST /plan-revisions/{draft}/publish": reason,
         "POST /plan-revisions/{revision}/retire": reason,
+        "POST /meters": {"code": "new", "name": "New", "description": "New"},
+        "PATCH /meters/{meter}": {"name": "New", "description": "New"},
+        "POST /meters/{meter}/revisions": counting,
+        "PATCH /meters/{meter}/revisions/{meter_draft}": counting,
+        "POST /meters/{meter}/revisions/{meter_draft}/publish": reason,
+        "POST /meters/{meter}/revisions/{meter_revision}/retire": reason,
+        "POST /prices": {"plan": str(world.plan.pk), "currency": "USD"},
+        "POST /prices/{price}/revisions": {"components": [FLAT]},
+        "PATCH /prices/{price}/revisions/{price_draft}": {"components": [FLAT]},
+        "POST /prices/{price}/revisions/{price_draft}/publish": {"effective_at": "2099-01-01T00:00:00Z", **reason},
+        "POST /prices/{price}/revisions/{price_planned}/retire": reason,
         "POST /customers": {"code": "new", "name": "New", "email": "new@example.com"},
         "PATCH /customers/{customer}": {"name": "New", "email": "new@example.com"},
         "POST /members": {"customer": str(world.customer.pk), "email": "new@example.com", "role": "viewer"},
@@ -144,6 +194,13 @@ def full_bodies(world: World) -> dict[str, dict[str, Any]]:
         "POST /licenses/{license}/rotate-key": reason,
         "POST /licenses/{license}/change-limits": {"seat_limit": 5, "activation_limit": 5, **reason},
         "POST /licenses/{license}/change-plan": {"plan_revision": str(world.revision.pk), **reason},
+        "POST /licenses/{license}/change-scheme": {
+            "scheme": "seats",
+            "plan": str(world.plan.pk),
+            "at": "2099-01-01T00:00:00Z",
+            **reason,
+        },
+        "POST /licenses/{license}/undo-change": reason,
         "POST /credentials": {
             "name": "CI",
             "customer": str(world.customer.pk),
@@ -151,6 +208,18 @@ def full_bodies(world: World) -> dict[str, dict[str, Any]]:
             "allowed_addresses": ["10.0.0.0/8"],
             "expires_at": "2026-12-31T00:00:00Z",
         },
+        "POST /webhook-endpoints": {
+            "customer": str(world.customer.pk),
+            "url": HOOK,
+            "event_types": ["license.held"],
+            "description": "Ours",
+        },
+        "PATCH /webhook-endpoints/{endpoint}": {"url": HOOK, "event_types": ["license.held"], "description": "Ours"},
+        "POST /webhook-endpoints/{endpoint}/rotate-secret": reason,
+        "POST /webhook-endpoints/{endpoint}/disable": reason,
+        "POST /webhook-endpoints/{endpoint}/enable": reason,
+        "POST /webhook-endpoints/{endpoint}/test": {},
+        "POST /webhook-endpoints/{endpoint}/deliveries/{message}/replay": reason,
     }
 
 
@@ -168,12 +237,18 @@ def wrong_values(name: str, value: Any, route: Route) -> tuple[Any, ...]:
             return FLAG_IS_NOT
         case int():
             return (*NUMBER_IS_NOT, 2**31) if name.endswith("_limit") else NUMBER_IS_NOT
+        case dict():
+            wrong: tuple[Any, ...] = tuple(each for each in TEXT_IS_NOT if each != {})
+        case list() if str(route) == "POST /usage/batch":  # what its events are is each event's own result
+            return tuple(each for each in LIST_IS_NOT if not isinstance(each, list))
         case list():
-            wrong: tuple[Any, ...] = LIST_IS_NOT
+            wrong = LIST_IS_NOT
         case _:
             wrong = TEXT_IS_NOT
     nullable = (
-        name in NULLABLE or str(route) == "POST /validate" or (str(route) == "POST /credentials" and name == "customer")
+        name in NULLABLE
+        or str(route) in ("POST /validate", "POST /usage/batch")
+        or (str(route) in ("POST /credentials", "POST /webhook-endpoints") and name == "customer")
     )
     return tuple(each for each in wrong if each is not None) if nullable else wrong
 
@@ -280,7 +355,8 @@ def _paths() -> dict[str, set[str]]:
 
 
 def _shape(template: str) -> str:
-    return template.partition("?")[0].replace("{draft}", "{revision}")
+    revision = r"\{(draft|(meter|price)_(draft|planned|revision))\}"
+    return re.sub(revision, "{revision}", template.partition("?")[0])
 
 
 @pytest.mark.parametrize(("template", "methods"), _paths().items())

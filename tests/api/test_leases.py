@@ -300,3 +300,11 @@ def test_it_names_the_machine_when_it_is_activated(api: Api) -> None:
     lease = api.post("/leases", body(license)).json()
 
     assert Lease.objects.get(pk=lease["id"]).activation_id == machine.pk
+
+
+def test_it_says_what_a_fingerprint_looks_like(api: Api) -> None:
+    problem = assert_problem(
+        api.post("/leases", body(make_floating(), fingerprint="short")), 400, pointer="/fingerprint"
+    )
+
+    assert "16 to 128 characters" in problem["detail"]

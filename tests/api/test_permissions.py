@@ -61,7 +61,7 @@ def test_it_answers_each_caller_as_the_table_says(route: Route, world: World) ->
     path = route.path(world)
 
     def status(who: Api) -> int:
-        return int(who.request(route.method, path, route.payload(world)).status_code)
+        return int(who.request(route.method, path, route.payload(world), content_type=route.media).status_code)
 
     # From who may least to who may most: what is refused changes nothing for the next.
     least = {
@@ -132,7 +132,9 @@ def test_it_lists_to_a_license_key_only_its_own_machines(world: World) -> None:
 @pytest.mark.parametrize("route", [route for route in GUARDED if "{" in route.template], ids=str)
 def test_it_answers_for_a_missing_object_as_for_another_customers(route: Route, world: World) -> None:
     nowhere = dict.fromkeys(re.findall(r"\{(\w+)\}", route.template), MISSING_ID)
-    missing = by_scopes(*ALL_SCOPES).request(route.method, route.path(world, **nowhere), route.payload(world))
+    missing = by_scopes(*ALL_SCOPES).request(
+        route.method, route.path(world, **nowhere), route.payload(world), content_type=route.media
+    )
 
     assert_problem(missing, 404, "not_found")
     if route.other == 404:

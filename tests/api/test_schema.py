@@ -96,7 +96,10 @@ def test_it_tells_of_every_problem_a_call_may_end_in(schema: Any) -> None:
             assert {"400", "401", "403", "429"} <= set(operation["responses"]), (path, method)
             for status, answer in operation["responses"].items():
                 kinds = list(answer.get("content", {}))
-                usual = ["application/problem+json"] if status >= "4" else ["application/json"]
+                document = {"pdf": "application/pdf", "csv": "text/csv"}.get(
+                    path.rsplit("/", 1)[-1], "application/json"
+                )
+                usual = ["application/problem+json"] if status >= "4" else [document]
                 wanted = [] if status == "204" else usual
                 assert kinds == wanted, (path, method, status)
 
@@ -118,7 +121,7 @@ def test_it_shows_keys_and_secrets_only_where_they_are_told(schema: Any) -> None
     components = schema["components"]["schemas"]
     telling = {name for name, shape in components.items() if {"key", "secret"} & set(shape.get("properties", {}))}
 
-    assert telling == {"IssuedLicense", "NewCredential", "Entitlement", "EntitlementRequest"}
+    assert telling == {"IssuedLicense", "NewCredential", "EndpointWithSecret", "Entitlement", "EntitlementRequest"}
 
 
 def test_it_has_readable_pages(db: None) -> None:

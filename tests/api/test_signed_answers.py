@@ -4,6 +4,7 @@ nothing of us but /.well-known/jwks.json."""
 import json
 import secrets
 from base64 import b64encode, urlsafe_b64decode
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import sha256
@@ -259,7 +260,7 @@ def test_it_marks_no_answer_for_keeping(world: World, settings: Any) -> None:
 # --- when signing fails: the one place where a part of ours is made to fail --------------------------------
 
 
-def _broken(message: bytes) -> tuple[str, bytes]:
+def _broken(key: Any, message: bytes) -> bytes:
     raise crypto.KeyRingError("the signing key is gone")
 
 
@@ -275,7 +276,7 @@ def _broken(message: bytes) -> tuple[str, bytes]:
     ids=["validate", "list", "refusal", "nothing there", "bad input"],
 )
 def test_it_answers_nothing_at_all_when_it_cannot_sign(ask: Any, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crypto, "sign", _broken)
+    monkeypatch.setattr(crypto.RingKey, "sign", _broken)
 
     answer = ask(world)
 
@@ -287,12 +288,68 @@ def test_it_answers_nothing_at_all_when_it_cannot_sign(ask: Any, world: World, m
 def test_it_says_no_more_than_that_it_failed_when_it_cannot_make_a_token(
     world: World, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crypto, "sign", _broken)
+    monkeypatch.setattr(crypto.RingKey, "sign", _broken)
 
     answer = replace(api, nonce=None).post("/validate", {"license_key": world.key})
 
     problem = assert_problem(answer, 500, "internal_error")
     assert "signing key" not in json.dumps(problem)
+
+
+# --- the list of keys ---------------------------------------------------------------------------------------
+
+
+def key_list(query: str = "", nonce: str | None = "n" * 22) -> Exchange:
+    path = "/.well-known/jwks.json" + query
+    answer = caller(None, nonce=nonce).get(path)
+    headers = {name.lower(): value for name, value in answer.items()}
+    return Exchange("GET", PUBLIC_URL + path, nonce or "", answer.status_code, headers, answer.content)
+
+
+@pytest.fixture
+def rotated() -> Iterator[list[str]]:
+    """A ring with a primary, a former, a disabled and a pending signing key, by their kids in this order."""
+    former = crypto.ring()
+    states = ("primary", "active", "disabled", "pending")
+    keys = [crypto.make_key("sign", state=state) for state in states]
+    crypto.use(crypto.KeyRing([*(key for key in former.keys if key.purpose != "sign"), *keys]))
+    yield [key.kid for key in keys]
+    crypto.use(former)
+
+
+def signed_by(exchange: Exchange) -> str:
+    verify(exchange)
+    return exchange.headers["signature-input"].partition('keyid="')[2].partition('"')[0]
+
+
+def test_it_signs_the_list_of_keys_for_whoever_sends_a_nonce(rotated: list[str]) -> None:
+    signed, plain = key_list(), key_list(nonce=None)
+
+    assert signed_by(signed) == rotated[0]
+    assert signed.headers["cache-control"] == "no-store"
+    assert "signature" not in plain.headers
+    assert (plain.headers["cache-control"], plain.headers["vary"]) == ("public, max-age=300", "x-licentia-nonce")
+    assert signed.body == plain.body
+    with pytest.raises(InvalidSignature):
+        verify(replace(signed, nonce="m" * 22))
+
+
+def test_it_signs_the_list_by_a_key_the_program_knows_while_that_is_in_use(rotated: list[str]) -> None:
+    primary, former, disabled, pending = rotated
+
+    assert signed_by(key_list(f"?signed_by={former}")) == former
+    assert signed_by(key_list(f"?signed_by={disabled},{former}")) == former
+    assert signed_by(key_list(f"?signed_by={former},{primary}")) == primary
+    assert signed_by(key_list(f"?signed_by={pending}")) == pending
+    for unknown in (disabled, "nobody", "", ",", "%00", "%22;x=%22"):
+        assert signed_by(key_list(f"?signed_by={unknown}")) == primary
+    assert disabled not in {key["kid"] for key in json.loads(key_list().body)["keys"]}
+
+
+def test_it_lists_no_keys_unsigned_when_it_cannot_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crypto.RingKey, "sign", _broken)
+
+    assert (key_list().status, key_list().body) == (500, b"")
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_it_lets_a_machine_do_what_is_its_own(world: World) -> None:
         assert_problem(call(signer, "DELETE", other), 404)
     assert_problem(call(signer, "GET", "/licenses"), 403)
     assert call(signer, "DELETE", own).status_code == 204
-    assert_problem(call(signer, "POST", "/validate", {}), 401, "unauthenticated")
+    assert_problem(call(signer, "POST", "/validate", {}), 401, "activation_ended")
 
 
 def test_it_lets_no_license_key_speak_for_a_machine_with_a_key(world: World) -> None:
@@ -168,3 +168,18 @@ def test_it_does_not_fall_back_to_what_is_not_signed(world: World) -> None:
     forged = signer.headers("POST", "/api/v1/validate", b"{}")
     forged["signature"] = Signer(signer.keyid).headers("POST", "/api/v1/validate", b"{}")["signature"]
     assert_problem(caller(None, nonce=None).post("/validate", b"{}", **forged), 401, "signature_wrong")
+
+
+def test_it_says_of_an_unknown_machine_only_that_it_is_unknown(world: World) -> None:
+    signer = machine(world.key)
+    signer.keyid = MISSING_ID
+
+    assert_problem(call(signer, "POST", "/validate", {}), 401, "signature_unknown")
+
+
+@pytest.mark.parametrize("counter", ["9" * 16, "9007199254740993", "900000000000000000"])
+def test_it_takes_no_counter_that_its_memory_cannot_count(world: World, counter: str) -> None:
+    signer = machine(world.key)
+    signer.counters = iter([int(counter)])
+
+    assert_problem(call(signer, "POST", "/validate", {}), 401, "signature_malformed")

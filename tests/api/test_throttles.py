@@ -115,6 +115,20 @@ def test_it_lets_a_caller_on_when_it_has_waited(world: World, settings: Any) -> 
     assert [answer.status_code for answer in (first, refused, again)] == [200, 429, 200]
 
 
+def test_it_gives_every_token_of_a_full_bucket_at_any_instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the clock passes a power of two, adding to it rounds: the only token of a bucket was refused."""
+    bucket = throttles.Throttle("tests", 0.01, 1)
+    instants = [4096.0 - number * 0.137 for number in range(1, 700)]
+
+    refused = []
+    for instant in instants:
+        monkeypatch.setattr(time, "monotonic", lambda instant=instant: instant)
+        if bucket.take(f"caller at {instant}").wait_seconds:
+            refused.append(instant)
+
+    assert refused == []
+
+
 def test_it_does_nothing_for_a_caller_who_must_wait(world: World, api: Api, settings: Any) -> None:
     settings.THROTTLES = {**settings.THROTTLES, "credential": (0.01, 1)}
     server = by_scopes("seats:write")

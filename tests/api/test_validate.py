@@ -7,7 +7,7 @@ from typing import Any
 import jwt
 import pytest
 
-from licensing import activations, keyformat, lifecycle, seats
+from licensing import activations, crypto, keyformat, lifecycle, seats
 from licensing.models import AuditEntry
 from tests.api.conftest import (
     MISSING_ID,
@@ -16,6 +16,7 @@ from tests.api.conftest import (
     assert_problem,
     by_key,
     by_scopes,
+    by_secret,
     own_server,
     secrets_in,
 )
@@ -230,3 +231,22 @@ def test_it_looks_once_into_the_database(world: World, django_assert_max_num_que
 
     with django_assert_max_num_queries(1):
         holder.post("/validate", {"fingerprint": "a" * 32, "seat_holder": "ada@example.com", "version": "1.0"})
+
+
+def test_it_does_not_say_unknown_of_what_a_missing_key_of_the_ring_may_hide(world: World) -> None:
+    unknown = keyformat.written(keyformat.generate())
+    callers = [
+        (by_key(unknown), {}),
+        (by_scopes("validate"), {"license_key": unknown}),
+        (by_secret("lsk_" + "x" * 43), {}),
+    ]
+    crypto.refuse_writes("The key ring lacks the key 'digest-lost' (digest).")
+    try:
+        answers = [who.post("/validate", body) for who, body in callers]
+        known = by_key(world.key).post("/validate", {})
+    finally:
+        crypto.refuse_writes("")
+
+    for answer in answers:
+        assert_problem(answer, 503, "unavailable")
+    assert verdict(known)["valid"]

@@ -38,7 +38,7 @@ def test_it_lets_nobody_in_without_a_good_credential(route: Route, world: World)
     path, body = route.path(world), route.payload(world)
 
     def refused(who: Api) -> dict[str, object]:
-        answer = who.request(route.method, path, body)
+        answer = who.request(route.method, path, body, content_type=route.media)
         assert_problem(answer, 401, "unauthenticated")
         assert answer["WWW-Authenticate"]
         return without_request_id(answer)
@@ -62,9 +62,14 @@ def test_it_lets_a_good_credential_in_only_from_its_addresses(route: Route, worl
 
     with nothing_written():
         for address in ("198.51.100.1", "2001:db9::1", "::ffff:192.0.2.1", "", "unix:"):
-            answer = Api(f"Bearer {secret}", address, None).request(route.method, path, body)
+            answer = Api(f"Bearer {secret}", address, None).request(route.method, path, body, content_type=route.media)
             assert_problem(answer, 403, "forbidden")
-    assert Api(f"Bearer {secret}", "192.0.2.77", None).request(route.method, path, body).status_code == route.vendor
+    assert (
+        Api(f"Bearer {secret}", "192.0.2.77", None)
+        .request(route.method, path, body, content_type=route.media)
+        .status_code
+        == route.vendor
+    )
 
 
 @pytest.mark.parametrize("route", GUARDED, ids=str)
@@ -73,7 +78,9 @@ def test_it_wants_a_nonce_with_a_license_key(route: Route, world: World) -> None
 
     with nothing_written():
         for nonce in (None, "x" * 21, "x" * 129, "x" * 21 + "!", "x" * 30 + " y", "é" * 30):
-            answer = caller(f"License {world.key}", nonce=nonce).request(route.method, path, body)
+            answer = caller(f"License {world.key}", nonce=nonce).request(
+                route.method, path, body, content_type=route.media
+            )
             assert_problem(answer, 400, "nonce_required")
 
 

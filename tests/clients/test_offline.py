@@ -126,7 +126,7 @@ def test_it_believes_pinned_keys_only(tmp_path):
     text = issue(machine)
     stranger = crypto.KeyRing.generate().primary("sign")
     keys = crypto.jwks()["keys"]
-    others = [{**key, "x": crypto.b64(stranger.public.public_bytes_raw())} for key in keys]
+    others = [{**key, "x": crypto.b64(stranger.public_bytes())} for key in keys]
 
     assert code_of(lambda: LicenseFile.read(text, keys={"keys": []}, machine=machine)) == "not_authentic"
     assert code_of(lambda: LicenseFile.read(text, keys={"keys": others}, machine=machine)) == "not_authentic"

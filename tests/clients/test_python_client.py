@@ -66,7 +66,7 @@ def test_it_does_not_believe_a_server_with_another_key(server):
     _, key = make_license_and_key(at=timezone.now())
     stranger = crypto.KeyRing.generate()
     others = crypto.jwks()
-    others["keys"][0]["x"] = crypto.b64(stranger.primary("sign").public.public_bytes_raw())
+    others["keys"][0]["x"] = crypto.b64(stranger.primary("sign").public_bytes())
 
     with pytest.raises(NotBelieved):
         Client(server, license_key=key, keys=others).validate()

@@ -7,15 +7,16 @@ import os
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db import connection, models, transaction
 
-from licensing import leases, lifecycle, sweeps
-from licensing.errors import Refused
-from licensing.models import AuditEntry, Lease, License
+from licensing import activations, leases, lifecycle, sweeps
+from licensing.errors import Missing, Refused
+from licensing.models import Activation, AuditEntry, Lease, License
 from licensing.seats import NoSeatAvailable
 from tests.concurrency.together import kinds, together
 from tests.factories import AT, BY, make_customer, make_license, make_revision
@@ -51,6 +52,9 @@ def wrong_with(license: License) -> str:
     back = AuditEntry.objects.filter(
         license_id=row.pk, action__in=("lease.checked_in", "lease.reclaimed", "lease.ended")
     ).count()
+    ghosts = Lease.objects.filter(license=row, ended_at=None, offline=False, activation__deactivated_at__isnull=False)
+    if ghosts.exists():
+        found.append("a machine that was let go still holds a lease it has not borrowed")
     if out - back != live:
         found.append(f"{out} check-outs and {back} ends recorded, {live} leases out")
     return ", ".join(found)
@@ -133,6 +137,69 @@ def test_it_either_renews_or_reclaims():
         ended = Lease.objects.get(pk=lease.pk).ended_at is not None
         assert ended is isinstance(renewed, leases.LeaseEnded)
         assert wrong_with(license) == ""
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_it_frees_the_unit_of_a_machine_let_go_once_and_lends_it_to_no_ghost(offline):
+    """The machine renews and asks again while it is let go, and others wait for its unit: never more are out than there
+    are, and none stays with the machine that is gone, but for what it borrowed."""
+    license = make_floating(seat_limit=2)
+
+    def insist(gone: Activation, at: Any) -> None:
+        for _ in range(8):
+            with suppress(NoSeatAvailable):
+                leases.check_out(license=license, fingerprint=gone.fingerprint, activation=gone, by=BY, at=at + MINUTE)
+
+    for turn in range(12):
+        at = AT + turn * timedelta(days=7)
+        gone = activations.activate(license=license, fingerprint=machine(turn), by=BY, at=at).activation
+        lease = leases.check_out(
+            license=license, fingerprint=machine(turn), activation=gone, offline=offline, by=BY, at=at
+        ).lease
+
+        together(
+            lambda gone=gone, at=at: activations.deactivate(activation=gone, by=BY, at=at + MINUTE),
+            *[lambda lease=lease, at=at: leases.renew(lease=lease, at=at + MINUTE)] * 2,
+            *[lambda gone=gone, at=at: insist(gone, at)] * 2,
+            *(check_out(license, 1000 + turn * 10 + other, at + MINUTE) for other in range(2)),
+        )
+
+        out = Lease.objects.filter(license=license, ended_at=None)
+        assert wrong_with(license) == ""
+        assert out.count() <= 2
+        assert out.filter(activation=gone).count() == offline
+        for row in out:
+            leases.end(lease=row, by=BY, at=at + MINUTE)
+
+
+def test_it_binds_a_lease_to_a_machine_just_being_let_go_without_waiting_for_that(monkeypatch):
+    """Else the two would wait for each other: who lets a machine go holds its row and waits for its lease, who renews
+    holds the lease and, to refer to the machine, would wait for its row."""
+    license = make_floating()
+    gone = activations.activate(license=license, fingerprint=machine(1), by=BY, at=AT).activation
+    leases.check_out(license=license, fingerprint=machine(1), by=BY, at=AT)
+    let_go, renewed = leases.let_go, threading.Event()
+    letting_go = threading.Event()
+
+    def wait_for_the_renewal(**of: Any) -> int:
+        letting_go.set()
+        if connection.vendor == "postgresql":  # on SQLite there is one who writes
+            assert renewed.wait(5)
+        return let_go(**of)
+
+    monkeypatch.setattr(leases, "let_go", wait_for_the_renewal)
+
+    def renew() -> Any:
+        assert letting_go.wait(5)
+        done = leases.check_out(license=license, fingerprint=machine(1), activation=gone, by=BY, at=AT + MINUTE)
+        renewed.set()
+        return done
+
+    results = together(lambda: activations.deactivate(activation=gone, by=BY, at=AT + MINUTE), renew)
+
+    assert kinds(results) in ({"Activation": 1, "CheckedOut": 1}, {"Activation": 1, "Missing": 1})
+    assert not Lease.objects.filter(license=license, ended_at=None).exists()
+    assert wrong_with(license) == ""
 
 
 def test_it_keeps_its_books_while_the_license_changes_hands():
@@ -220,11 +287,27 @@ def _work(license: License, clock: Clock, seed: int) -> None:
         at = clock.at
         mine = list(Lease.objects.filter(license=license).order_by("-id")[:6])
         try:
-            match dice.choice(("out", "out", "out", "in", "renew", "lapse", "reclaim", "limit")):
+            match dice.choice(("out", "out", "out", "in", "renew", "lapse", "reclaim", "limit", "come", "go")):
                 case "out":
                     number = dice.randrange(8)
                     offline = dice.random() < 0.2
-                    leases.check_out(license=license, fingerprint=machine(number), by=BY, at=at, offline=offline)
+                    bound = Activation.objects.filter(
+                        license=license, fingerprint=machine(number), deactivated_at=None
+                    ).first()
+                    leases.check_out(
+                        license=license,
+                        fingerprint=machine(number),
+                        by=BY,
+                        at=at,
+                        offline=offline,
+                        activation=bound,
+                    )
+                case "come":
+                    activations.activate(license=license, fingerprint=machine(dice.randrange(8)), by=BY, at=at)
+                case "go":
+                    bound = Activation.objects.filter(license=license, deactivated_at=None).first()
+                    if bound:
+                        activations.deactivate(activation=bound, by=BY, at=at)
                 case "in" if mine:
                     leases.check_in(lease=dice.choice(mine), by=BY, at=at)
                 case "renew" if mine:
@@ -235,7 +318,7 @@ def _work(license: License, clock: Clock, seed: int) -> None:
                     leases.reclaim(license_id=license.pk, at=at)
                 case "limit":
                     lifecycle.change_limits(license=license, seat_limit=dice.randrange(1, 5), by=BY, at=at)
-        except Refused:
+        except (Refused, Missing):
             pass
 
 

@@ -1,5 +1,6 @@
 """Other rules at the same time: one published revision, one owner who stays, each request and transition once."""
 
+import threading
 from datetime import timedelta
 
 import pytest
@@ -17,6 +18,7 @@ from licensing import (
     seats,
     sweeps,
 )
+from licensing.ids import uuid7
 from licensing.models import (
     Anomaly,
     AuditEntry,
@@ -241,6 +243,31 @@ def test_it_sends_each_message_once_for_relays_at_once():
 
     assert sum(results) == 30
     assert sorted(sent) == list(range(30))
+
+
+def test_relays_at_once_keep_the_order_of_each_license_and_lose_nothing():
+    sent, lock = [], threading.Lock()
+    licenses = [uuid7() for _ in range(6)]
+    for number in range(120):
+        outbox.enqueue(kind="test", payload={"n": number}, at=AT, license_id=licenses[number % 6])
+
+    def take(message):
+        with lock:
+            sent.append((message.license_id, message.payload["n"]))
+
+    def relay():
+        done = 0
+        while outbox.waiting().exists():  # one that finds all claimed by others leaves; the next beat comes
+            done += outbox.relay(handlers={"test": take}, at=AT)[0]
+        return done
+
+    results = together(*[relay] * 4)
+
+    assert sum(results) == 120
+    assert sorted(number for _, number in sent) == list(range(120))
+    for license_id in licenses:
+        of_one = [number for other, number in sent if other == license_id]
+        assert of_one == sorted(of_one)
 
 
 def test_it_counts_a_suspicion_seen_by_many_at_once_as_one():

@@ -1,11 +1,13 @@
 """What a customer does in the portal, in a real browser."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 from playwright.sync_api import expect
 
 from licensing import seats
+from licensing.catalog import Grant
 from licensing.models import AuditEntry, Seat
 from tests import factories
 
@@ -128,3 +130,28 @@ def test_it_all_works_from_the_keyboard_and_without_javascript(open_page, sign_i
     page.get_by_label("Email address of the person").press("Enter")
 
     expect(page.get_by_role("status")).to_contain_text("ada@example.com now has a seat.")
+
+
+def test_a_member_sees_what_is_used_and_how_it_came_to_be_without_javascript(open_page, sign_in):
+    member = factories.make_member(role="viewer")
+    now = datetime.now(UTC)
+    meter = factories.make_meter(code="calls", unit="calls", dimensions=["region"])
+    grant = Grant("calls", kind="allowance", meter="calls", amount=Decimal(100), overage="charge")
+    license, _ = make_license(member, scheme="usage", grants=[grant])
+    for region, quantity in (("eu", 30), ("us", 10)):
+        factories.make_usage(license=license, revision=meter, at=now, quantity=quantity, dimensions={"region": region})
+    page = open_page(java_script_enabled=False)
+    sign_in(page, member)
+
+    page.get_by_role("link", name=license.product.name).click()
+    page.get_by_role("link", name="See the usage").click()
+    page.get_by_label("Apart by").select_option("region")
+    page.get_by_role("button", name="Show").click()
+
+    expect(page.get_by_role("img", name="by day")).to_be_visible()
+    expect(page.get_by_role("row", name="eu 30 75 %")).to_be_visible()
+    page.get_by_text("Every day as a table").click()
+    expect(page.get_by_role("cell", name="40", exact=True)).to_be_visible()
+
+    page.get_by_role("link", name="Statements").click()
+    expect(page.get_by_role("heading", name="Statements are for owners and billing")).to_be_visible()

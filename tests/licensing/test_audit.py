@@ -19,8 +19,9 @@ from licensing import (
     license_files,
     lifecycle,
     seats,
+    switches,
 )
-from licensing.models import Anomaly, AuditEntry, License, LicenseKey
+from licensing.models import Anomaly, AuditEntry, License, LicenseKey, SchemeChange
 from licensing.states import Severity
 from tests.factories import (
     AT,
@@ -36,6 +37,7 @@ from tests.factories import (
 )
 
 pytestmark = pytest.mark.django_db
+DAY = timedelta(days=1)
 
 
 def seat(**terms: Any) -> Any:
@@ -60,13 +62,36 @@ def held() -> License:
     return license
 
 
+def altered() -> License:
+    license = make_license()
+    License.objects.filter(pk=license.pk).update(activation_limit=7, activations_ceiling=7)  # past the rules
+    return license
+
+
 def draft() -> License:
     return lifecycle.prepare(customer=make_customer(), plan_revision=make_revision(), by=BY, at=AT)
+
+
+def changed() -> SchemeChange:
+    license = make_license()
+    lifecycle.change_plan(license=license, plan_revision=license.plan_revision, by=BY, at=AT + DAY)
+    return SchemeChange.objects.get(license=license)
+
+
+def to_come() -> SchemeChange:
+    license = make_license()
+    return switches.schedule(
+        license=license, plan_revision=license.plan_revision, starts_at=AT + 2 * DAY, by=BY, at=AT + DAY
+    )
 
 
 def anomaly() -> Anomaly:
     anomalies.flag(rule="t", severity=Severity.LOW, object_kind="x", object_id="1", at=AT, evidence={})
     return Anomaly.objects.latest("id")
+
+
+def snoozed() -> Anomaly:
+    return anomalies.snooze(anomaly=anomaly(), until=AT + timedelta(hours=1), by=BY, at=AT)
 
 
 def blocked() -> Any:
@@ -134,6 +159,11 @@ RULES: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
     ("license.renewed", make_license, lambda row: lifecycle.renew(license=row, by=BY, at=AT)),
     ("license.held", make_license, lambda row: lifecycle.hold(license=row, reason="abuse", by=BY, at=AT)),
     ("license.lifted", held, lambda row: lifecycle.lift(license=row, reason="abuse", by=BY, at=AT)),
+    (
+        "license.terms_accepted",
+        altered,
+        lambda row: lifecycle.accept_terms(license=row, reason="r", by=BY, at=AT),
+    ),
     ("license.revoked", make_license, lambda row: lifecycle.revoke(license=row, reason="r", by=BY, at=AT)),
     (
         "license.plan_changed",
@@ -145,6 +175,16 @@ RULES: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
             at=AT + timedelta(days=1),
         ),
     ),
+    ("license.change_undone", changed, lambda row: lifecycle.undo_change(change=row, by=BY, at=AT + 2 * DAY)),
+    (
+        "license.change_scheduled",
+        make_license,
+        lambda row: switches.schedule(
+            license=row, plan_revision=row.plan_revision, starts_at=AT + 2 * DAY, by=BY, at=AT + DAY
+        ),
+    ),
+    ("license.change_cancelled", to_come, lambda row: switches.cancel(change=row, by=BY, at=AT + DAY)),
+    ("license.plan_changed", to_come, lambda row: switches.carry_out(change_id=row.pk, at=AT + 2 * DAY)),
     (
         "license.limits_changed",
         make_license,
@@ -184,6 +224,8 @@ RULES: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
     ("key.revealed", make_license, lambda row: keys.reveal(license=row, by=BY, reason="asked", at=AT)),
     ("anomaly.acknowledged", anomaly, lambda row: anomalies.acknowledge(anomaly=row, by=BY, at=AT)),
     ("anomaly.resolved", anomaly, lambda row: anomalies.resolve(anomaly=row, resolution="fine", by=BY, at=AT)),
+    ("anomaly.snoozed", anomaly, lambda row: anomalies.snooze(anomaly=row, until=AT + timedelta(days=1), by=BY, at=AT)),
+    ("anomaly.woken", snoozed, lambda row: anomalies.wake(at=AT + timedelta(days=1))),
 ]
 
 
@@ -248,19 +290,20 @@ def test_it_walks_every_rule_that_changes_something():
     """A new public rule without a line above fails here."""
     reads = {
         "status_of", "term_at", "digests", "find", "normalized", "checked", "diff", "authenticate", "place_of",
-        "flag", "flag_later", "record_waiting", "heartbeat", "lock", "take",
+        "flag", "flag_later", "service_away", "record_waiting", "as_if_under", "heartbeat", "lock", "take",
         "give_back", "touch", "create_key", "issue", "invite", "look_up",
         # of leases and license files; a heartbeat (`renew`) is no entry
         "due", "lag", "statement", "usable", "floats", "offline_period", "read_request", "armour", "unarmour",
     }  # fmt: skip
     # `transfer`, `release_all`, `deactivate_all` write one entry per thing let go: their own tests count them.
-    several = {"rescope", "transfer", "release_all", "deactivate_all", "retire_all", "end_all"}
+    several = {"rescope", "transfer", "let_go", "release_all", "deactivate_all", "retire_all", "end_all"}
     walked = {code for _, _, rule in RULES for code in rule.__code__.co_names}
     public = {
         name
         for module in (
             lifecycle,
             seats,
+            switches,
             leases,
             license_files,
             activations,

@@ -12,15 +12,20 @@ from django.core.management import call_command
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.models.signals import pre_migrate
 
-from licensing import catalog, guards, keys, lifecycle, seats
+from licensing import activations, catalog, guards, keys, leases, license_files, lifecycle, seats
 from licensing.catalog import Grant
 from licensing.models import (
+    Activation,
     AuditEntry,
     Entitlement,
     Hold,
+    KeyCanary,
+    Lease,
     License,
+    LicenseFile,
     LicenseKey,
     PlanRevision,
+    RequestNonce,
     Seat,
     Term,
 )
@@ -53,6 +58,14 @@ class World:
     lifted_hold: str
     term: str
     other_product: str
+    machine: str
+    other_machine: str
+    gone_machine: str
+    lease: str
+    ended_lease: str
+    file: str
+    nonce: str
+    settled_nonce: str
 
 
 @pytest.fixture
@@ -76,6 +89,32 @@ def world(transactional_db) -> World:
     lifecycle.hold(license=license, reason="unpaid", by=BY, at=AT)
     lifted = lifecycle.hold(license=license, reason="abuse", by=BY, at=AT)
     lifecycle.lift(license=license, reason="abuse", by=BY, at=AT)
+    machine, other_machine, gone_machine = (
+        activations.activate(
+            license=other,
+            fingerprint=f"machine-{number:0>16}",
+            by=BY,
+            at=AT,
+            public_key=bytes([number]) * 32,
+            counter=7,
+        ).activation
+        for number in range(3)
+    )
+    activations.deactivate(activation=gone_machine, by=BY, at=AT)
+    Activation.objects.filter(pk=machine.pk).update(cloned_at=AT)
+    floating = make_license(customer=customer, seat_kind="floating", seat_limit=5)
+    lease, ended = (
+        leases.check_out(license=floating, fingerprint=f"machine-{number:0>16}", by=BY, at=AT).lease
+        for number in range(2)
+    )
+    leases.check_in(lease=ended, by=BY, at=AT)
+    file = license_files.issue(license=other, activation=machine, by=BY, at=AT).record
+    nonce, settled = (
+        RequestNonce.objects.create(activation=machine, nonce=f"nonce-{counter}", counter=counter, seen_at=AT)
+        for counter in (8, 7)
+    )
+    KeyCanary.objects.create(kid="kid-1", purpose="seal", value="v1", created_at=AT)
+    KeyCanary.objects.create(kid="kid-2", purpose="seal", value="v1", created_at=AT, destroyed_at=AT)
     ids = {
         "audit": AuditEntry.objects.earliest("id"),
         "published": published,
@@ -96,8 +135,20 @@ def world(transactional_db) -> World:
         "lifted_hold": lifted,
         "term": license.terms.get(),
         "other_product": make_plan().product,
+        "machine": machine,
+        "other_machine": other_machine,
+        "gone_machine": gone_machine,
+        "lease": lease,
+        "ended_lease": ended,
+        "file": file,
+        "nonce": nonce,
+        "settled_nonce": settled,
     }
-    return World(**{name: f"'{row.pk.hex}'" for name, row in ids.items()})
+    return World(**{name: _as_typed(row.pk) for name, row in ids.items()})
+
+
+def _as_typed(key: Any) -> str:
+    return str(key) if isinstance(key, int) else f"'{key.hex}'"
 
 
 class Client:
@@ -161,7 +212,8 @@ def copied(model: Any, row: str, **changes: str) -> str:
     columns = [field.column for field in model._meta.concrete_fields]
     values = [changes.get(column, f'"{column}"') for column in columns]
     names = ", ".join(f'"{column}"' for column in columns)
-    return f"INTO {table(model)} ({names}) SELECT {', '.join(values)} FROM {table(model)} WHERE id = {row}"
+    key = model._meta.pk.column
+    return f"INTO {table(model)} ({names}) SELECT {', '.join(values)} FROM {table(model)} WHERE {key} = {row}"
 
 
 def typed_by_hand(w: World) -> list[str]:
@@ -195,8 +247,45 @@ def typed_by_hand(w: World) -> list[str]:
                 else f'UPDATE {revision} SET "{column}" = NULL WHERE id = {w.published} AND "{column}" IS NOT NULL'
             )
     statements = [each for each in statements if not each.startswith(f"UPDATE {revision}") or _hits(each)]
+    machine, lease, nonce, canary = table(Activation), table(Lease), table(RequestNonce), table(KeyCanary)
+    for column in [field.column for field in LicenseFile._meta.concrete_fields]:
+        statements.append(f'UPDATE {table(LicenseFile)} SET "{column}" = "{column}" WHERE id = {w.file}')
     return [
         *statements,
+        f"UPDATE {machine} SET deactivated_at = NULL WHERE id = {w.gone_machine}",
+        f"UPDATE {machine} SET deactivated_at = '2020-01-01 00:00:00+00:00' WHERE id = {w.gone_machine}",
+        f"UPDATE {machine} SET license_id = {w.license} WHERE id = {w.machine}",
+        f"UPDATE {machine} SET fingerprint = 'another-machine-16' WHERE id = {w.machine}",
+        f"UPDATE {machine} SET activated_at = '2020-01-01 00:00:00+00:00' WHERE id = {w.machine}",
+        f"UPDATE {machine} SET counter_floor = 6 WHERE id = {w.machine}",
+        f"UPDATE {machine} SET key_thumbprint = 'x' WHERE id = {w.machine}",
+        f"UPDATE {machine} SET key_thumbprint = '', public_key = NULL WHERE id = {w.machine}",
+        f"UPDATE {machine} SET public_key = (SELECT public_key FROM {machine} WHERE id = {w.other_machine})"
+        f" WHERE id = {w.machine}",
+        f"UPDATE {machine} SET cloned_at = NULL WHERE id = {w.machine}",
+        f"UPDATE {machine} SET id = '{'7' * 32}' WHERE id = {w.gone_machine}",
+        f"DELETE FROM {machine} WHERE id = {w.gone_machine}",
+        f"DELETE FROM {machine}",
+        f"UPDATE {lease} SET ended_at = NULL WHERE id = {w.ended_lease}",
+        f"UPDATE {lease} SET offline = NOT offline WHERE id = {w.ended_lease}",
+        f"UPDATE {lease} SET expires_at = '2099-01-01 00:00:00+00:00' WHERE id = {w.ended_lease}",
+        f"UPDATE {lease} SET expires_at = '2026-03-01 12:01:00+00:00' WHERE id = {w.lease}",
+        f"UPDATE {lease} SET fingerprint = 'another-machine-16' WHERE id = {w.lease}",
+        f"UPDATE {lease} SET license_id = {w.license} WHERE id = {w.lease}",
+        f"UPDATE {lease} SET checked_out_at = '2020-01-01 00:00:00+00:00' WHERE id = {w.lease}",
+        f"UPDATE {lease} SET id = '{'7' * 32}' WHERE id = {w.lease}",
+        f"DELETE FROM {lease} WHERE id = {w.ended_lease}",
+        f"DELETE FROM {lease} WHERE id = {w.lease}",
+        f"DELETE FROM {table(LicenseFile)} WHERE id = {w.file}",
+        f"UPDATE {nonce} SET nonce = 'x' WHERE id = {w.nonce}",
+        f"UPDATE {nonce} SET counter = 99 WHERE id = {w.settled_nonce}",
+        f"UPDATE {nonce} SET seen_at = '2020-01-01 00:00:00+00:00' WHERE id = {w.nonce}",
+        f"DELETE FROM {nonce} WHERE id = {w.nonce}",
+        f"UPDATE {canary} SET value = 'x' WHERE kid = 'kid-1'",
+        f"UPDATE {canary} SET kid = 'kid-3' WHERE kid = 'kid-1'",
+        f"UPDATE {canary} SET destroyed_at = NULL WHERE kid = 'kid-2'",
+        f"DELETE FROM {canary} WHERE kid = 'kid-1'",
+        f"DELETE FROM {canary} WHERE kid = 'kid-2'",
         f"UPDATE {revision} SET state = 'draft' WHERE id = {w.published}",
         f"UPDATE {revision} SET state = 'draft', published_at = NULL WHERE id = {w.published}",
         f"UPDATE {revision} SET state = 'published', retired_at = NULL WHERE id = {w.retired}",
@@ -297,8 +386,20 @@ def replacing(w: World) -> list[str]:
         copied(Hold, w.lifted_hold, lifted_at="NULL"),
         copied(Hold, w.open_hold, note="'x'"),
         copied(Term, w.term, scheme="'usage'"),
+        copied(Activation, w.machine, counter_floor="0"),
+        copied(Activation, w.gone_machine, deactivated_at="NULL"),
+        copied(Lease, w.lease, expires_at="checked_out_at"),
+        copied(Lease, w.ended_lease, ended_at="NULL"),
+        copied(LicenseFile, w.file, encrypted="1"),
+        copied(RequestNonce, w.nonce, counter="99"),
+        copied(KeyCanary, "'kid-1'", value="'x'"),
     ]
     same_fact = [
+        copied(Activation, w.machine, id=_new()),
+        copied(Activation, w.machine, id=_new(), fingerprint="'another-machine-16'"),
+        copied(Lease, w.lease, id=_new()),
+        copied(RequestNonce, w.nonce, id="777", counter="99"),
+        copied(RequestNonce, w.nonce, id="777", nonce="'x'"),
         copied(PlanRevision, w.published, id=_new()),
         copied(PlanRevision, w.published, id=_new(), number="77"),
         copied(PlanRevision, w.retired, id=_new(), state="'draft'", retired_at="NULL", published_at="NULL"),
@@ -312,7 +413,7 @@ def replacing(w: World) -> list[str]:
         copied(Entitlement, w.published_right, id=_new(), value="''"),
     ]
     revision, right, license = table(PlanRevision), table(Entitlement), table(License)
-    key, seat = table(LicenseKey), table(Seat)
+    key, seat, machine, lease = table(LicenseKey), table(Seat), table(Activation), table(Lease)
     updates = [
         f"{revision} SET id = {w.published} WHERE id = {w.draft}",
         f"{revision} SET number = (SELECT number FROM {revision} WHERE id = {w.published}) WHERE id = {w.draft}",
@@ -325,6 +426,10 @@ def replacing(w: World) -> list[str]:
         f"{key} SET digest = (SELECT digest FROM {key} WHERE id = {w.other_key}) WHERE id = {w.key}",
         f"{seat} SET id = {w.released_seat} WHERE id = {w.seat}",
         f"{seat} SET holder = 'b@example.com' WHERE id = {w.seat}",
+        f"{machine} SET id = {w.gone_machine} WHERE id = {w.machine}",
+        f"{machine} SET scope = scope, deactivated_at = NULL WHERE id = {w.gone_machine}",
+        f"{lease} SET id = {w.ended_lease} WHERE id = {w.lease}",
+        f"{table(KeyCanary)} SET kid = 'kid-2' WHERE kid = 'kid-1'",
     ]
     return [
         *(f"INSERT OR REPLACE {each}" for each in same_row + same_fact),
@@ -350,6 +455,9 @@ def upserting(w: World) -> list[str]:
         f"INSERT {copied(PlanRevision, w.published)} {_where()} ON CONFLICT (id) DO UPDATE SET seat_limit = 9999",
         f"INSERT {copied(License, w.revoked)} {_where()} ON CONFLICT (id) DO UPDATE SET revoked_at = NULL",
         f"INSERT {copied(Term, w.term)} {_where()} ON CONFLICT (id) DO UPDATE SET scheme = 'usage'",
+        f"INSERT {copied(Lease, w.ended_lease)} {_where()} ON CONFLICT (id) DO UPDATE SET ended_at = NULL",
+        f"INSERT {copied(LicenseFile, w.file)} {_where()} ON CONFLICT (id) DO UPDATE SET kid = 'x'",
+        f"INSERT {copied(KeyCanary, _text('kid-1'))} {_where()} ON CONFLICT (kid) DO UPDATE SET value = 'x'",
     ]
 
 
@@ -386,6 +494,15 @@ def test_it_allows_what_the_rules_do(world):
         f"UPDATE {table(LicenseKey)} SET sealed = 'v1.new' WHERE id = {world.retired_key}",
         f"UPDATE {table(Seat)} SET holder = 'erased@example.com' WHERE id = {world.released_seat}",
         f"UPDATE {table(Seat)} SET state = 'blocked' WHERE id = {world.seat}",
+        f"UPDATE {table(Activation)} SET name = '', last_seen_at = activated_at WHERE id = {world.gone_machine}",
+        f"UPDATE {table(Activation)} SET counter_floor = 8 WHERE id = {world.machine}",
+        f"UPDATE {table(Activation)} SET scope = {_uuid(world.other_product)} WHERE id = {world.machine}",
+        f"UPDATE {table(Lease)} SET expires_at = '2026-03-09 00:00:00+00:00', offline = NOT offline"
+        f" WHERE id = {world.lease}",
+        f"UPDATE {table(Lease)} SET ended_at = '2026-03-09 00:00:00+00:00' WHERE id = {world.lease}",
+        f"UPDATE {table(Lease)} SET ended_at = ended_at WHERE id = {world.ended_lease}",
+        f"DELETE FROM {table(RequestNonce)} WHERE id = {world.settled_nonce}",
+        f"UPDATE {table(KeyCanary)} SET destroyed_at = '2026-03-09 00:00:00+00:00' WHERE kid = 'kid-1'",
     ]
 
     with Client() as client:
@@ -540,7 +657,10 @@ def about_to_migrate(plan: list) -> None:
     pre_migrate.send(sender=apps.get_app_config("licensing"), using="default", plan=plan)
 
 
-@pytest.mark.parametrize("model", [AuditEntry, PlanRevision, Entitlement, License, LicenseKey, Seat, Hold, Term])
+@pytest.mark.parametrize(
+    "model",
+    [AuditEntry, PlanRevision, Entitlement, License, LicenseKey, Seat, Hold, Term, Activation, Lease, LicenseFile],
+)
 def test_it_stands_again_after_a_column_was_altered(mended, model):
     old = next(
         field

@@ -2,11 +2,15 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
-from licensing.ids import uuid7
+from licensing import ids
+from licensing.ids import uuid7, uuid7_text
 
 
-def test_it_is_a_version_7_uuid_of_this_moment():
+def test_it_is_a_version_7_uuid_of_this_moment(monkeypatch):
+    monkeypatch.setattr(ids, "_last", 0)  # a test before may have travelled into the future
+
     made = uuid7()
 
     stamp = datetime.fromtimestamp((made.int >> 80) / 1000, UTC)
@@ -28,3 +32,10 @@ def test_it_never_makes_one_twice_in_threads():
         made = [each for batch in pool.map(lambda _: [uuid7() for _ in range(2_000)], range(8)) for each in batch]
 
     assert len(set(made)) == len(made)
+
+
+def test_it_writes_one_as_it_is_written():
+    before, text, after = uuid7(), uuid7_text(), uuid7()
+
+    assert str(UUID(text)) == text
+    assert before < UUID(text) < after

@@ -18,11 +18,11 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
 
-from licensing import audit, crypto, keyring, keys, lifecycle, tokens
+from licensing import audit, credentials, crypto, keyring, keys, lifecycle, tokens
 from licensing.crypto import KeyRing, KeyRingError, NotAuthentic
 from licensing.errors import Refused
 from licensing.models import AuditEntry, KeyCanary, License, LicenseKey, RingReader
-from tests.factories import AT, BY, make_license, make_license_and_key
+from tests.factories import AT, BY, make_credential, make_license, make_license_and_key
 
 pytestmark = pytest.mark.django_db
 PASSPHRASE = "correct horse battery staple"
@@ -134,15 +134,16 @@ def test_it_seals_and_digests_everything_anew() -> None:
     license, key = made[0]
     idempotent = keyring.IdempotencyRecord.objects.count()
     seal, digest = rotated("seal")[0], rotated("digest")[0]
+    assert keyring.rows_under(digest) == {"licensing_licensekey": 7, "licensing_license": 7}
     assert keyring.rows_under(seal) == {"licensing_licensekey": 7} if not idempotent else keyring.rows_under(seal)
 
     steps = list(keyring.reencrypt(at=AT, batch=3))
 
-    assert steps[-1].done == 14
+    assert steps[-1].done == 21
     assert (keyring.rows_under(seal), keyring.rows_under(digest)) == ({}, {})
     assert keys.find(key) == license
     assert keys.reveal(license=license, by=BY, reason="x", at=AT) == key
-    assert AuditEntry.objects.get(action="keyring.reencrypted").after["rows"] == 14
+    assert AuditEntry.objects.get(action="keyring.reencrypted").after["rows"] == 21
     for kid in (seal, digest):
         keyring.disable(kid=kid, at=AT)
     assert [keys.find(text) for _, text in made] == [row for row, _ in made]
@@ -361,7 +362,7 @@ def test_it_is_done_by_hand(tmp_path: Path) -> None:
     assert f"0 rows under {former}" in said("reencrypt")
     assert json.loads(said("reencrypt", "--json")) == {"rows": 0, "left": {former: {}}}
     assert "disabled" in said("disable", former)
-    with pytest.raises(CommandError, match="30 days"):
+    with pytest.raises(CommandError, match="--now"):
         said("destroy", former)
     assert "destroyed" in said("destroy", former, "--now")
     assert "keyring backup" in said("status")
@@ -375,6 +376,39 @@ def test_it_is_done_by_hand(tmp_path: Path) -> None:
     said("add", "--purpose", "sign")
     with pytest.raises(CommandError, match="lacks"):
         said("verify-backup", backup, "--passphrase-file", str(tmp_path / "words"))
+
+
+def test_it_says_in_words_what_is_left_and_what_is_not_there(tmp_path: Path) -> None:
+    credential, _ = make_credential()
+    former, _ = rotated("digest")
+
+    assert f"1 rows under {former}: 1 of licensing_credential" in said("reencrypt")
+    with pytest.raises(CommandError, match="1 of licensing_credential"):
+        said("disable", former)
+    credentials.revoke(credential=credential, by=BY, at=AT)
+    assert f"0 rows under {former}" in said("reencrypt")
+    assert "is disabled" in said("disable", former)
+    (tmp_path / "words").write_text(PASSPHRASE)
+    with pytest.raises(CommandError, match="nowhere: No such file or directory"):
+        said("verify-backup", str(tmp_path / "nowhere"), "--passphrase-file", str(tmp_path / "words"))
+
+
+def test_it_puts_a_backup_in_place_of_a_ring_that_was_made_for_a_lost_one(ring: Path, tmp_path: Path) -> None:
+    make_license()
+    keyring.start(at=AT)
+    backup, whole = tmp_path / "backup", crypto.ring()
+    keyring.backup(to=backup, passphrase=PASSPHRASE, at=AT)
+    with pytest.raises(Refused, match="--replace"):
+        keyring.restore(file_=backup, passphrase=PASSPHRASE, at=AT)
+    ring.unlink()
+    crypto.write(KeyRing.generate(), ring)  # as an embedded start does
+    crypto.forget()
+    assert len(keyring.watch(at=AT)) == 3
+
+    keyring.restore(file_=backup, passphrase=PASSPHRASE, at=AT)
+
+    assert [key.kid for key in crypto.ring().keys] == [key.kid for key in whole.keys]
+    assert keyring.watch(at=AT) == []
 
 
 def test_it_takes_its_time_in_seconds_not_minutes() -> None:

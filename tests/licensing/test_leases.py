@@ -10,9 +10,9 @@ from django.test.utils import CaptureQueriesContext
 
 from licensing import activations, leases, lifecycle, sweeps, tokens
 from licensing.catalog import Grant
-from licensing.errors import Invalid
+from licensing.errors import Invalid, Missing
 from licensing.leases import LeaseEnded, OfflineNotAllowed, SeatsNotFloating
-from licensing.models import AuditEntry, Lease, License
+from licensing.models import Activation, AuditEntry, Lease, License
 from licensing.seats import LicenseNotUsable, NoSeatAvailable
 from tests.factories import AT, BY, make_customer, make_license
 
@@ -288,6 +288,82 @@ def test_it_ends_every_lease_when_the_license_changes_hands():
 
     assert used(license) == 0
     assert not Lease.objects.filter(ended_at=None).exists()
+
+
+def make_machine(license: License, number: int) -> Activation:
+    return activations.activate(license=license, fingerprint=machine(number), by=BY, at=AT).activation
+
+
+def test_it_frees_the_unit_of_a_machine_that_is_let_go():
+    license = make_floating(seat_limit=1)
+    bound = make_machine(license, 1)
+    lease = check_out(license, 1)  # asked by a key, which names the machine by its fingerprint alone
+
+    activations.deactivate(activation=bound, by=BY, at=AT + MINUTE)
+
+    assert used(license) == 0
+    assert AuditEntry.objects.get(action="lease.ended").reason == "machine let go"
+    with pytest.raises(LeaseEnded):
+        leases.renew(lease=lease, at=AT + MINUTE)
+    assert check_out(license, 2, AT + MINUTE)
+
+
+def test_it_leaves_a_unit_out_that_a_machine_borrowed_which_is_let_go():
+    """It may be at work with it: nothing reaches it. Somebody who knows better ends this very lease."""
+    license = make_floating(seat_limit=1)
+    bound = make_machine(license, 1)
+    lease = check_out(license, 1, offline=True, activation=bound)
+
+    activations.deactivate(activation=bound, by=BY, at=AT + MINUTE)
+
+    with pytest.raises(NoSeatAvailable) as refused:
+        check_out(license, 2, AT + MINUTE)
+    assert refused.value.facts["retry_after_seconds"] == int((lease.expires_at - AT - MINUTE).total_seconds())
+    leases.end(lease=lease, by=BY, at=AT + MINUTE, reason="scrapped")
+    assert check_out(license, 2, AT + MINUTE)
+
+
+def test_it_frees_a_borrowed_unit_that_lapsed_with_its_machine():
+    license = make_floating(seat_limit=1)
+    bound = make_machine(license, 1)
+    check_out(license, 1, offline=True, ttl=DAY, activation=bound)
+
+    activations.deactivate(activation=bound, by=BY, at=AT + DAY)
+
+    assert used(license) == 0
+
+
+def test_it_leaves_the_leases_of_other_machines_alone():
+    license = make_floating()
+    gone, _ = make_machine(license, 1), make_machine(license, 2)
+    check_out(license, 1)
+    stays = check_out(license, 2)
+
+    activations.deactivate(activation=gone, by=BY, at=AT)
+
+    assert Lease.objects.get(ended_at=None) == stays
+
+
+def test_it_lends_nothing_to_a_machine_that_was_let_go():
+    license = make_floating()
+    bound = make_machine(license, 1)
+    activations.deactivate(activation=bound, by=BY, at=AT)
+
+    with pytest.raises(Missing):
+        check_out(license, 1, activation=bound)
+    assert used(license) == 0
+
+
+def test_it_gives_a_machine_that_comes_back_the_lease_it_borrowed():
+    license = make_floating(seat_limit=1)
+    bound = make_machine(license, 1)
+    borrowed = check_out(license, 1, offline=True, activation=bound)
+    activations.deactivate(activation=bound, by=BY, at=AT)
+    again = make_machine(license, 1)
+
+    lease = check_out(license, 1, activation=again)
+
+    assert (lease.pk, lease.activation, lease.offline) == (borrowed.pk, again, True)
 
 
 def test_it_lowers_a_ceiling_with_each_lease_that_ends():

@@ -1,5 +1,7 @@
 """Kept pictures: believed while they count, never brought back, and no way to make a license valid."""
 
+import os
+import socket
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -9,12 +11,12 @@ import pytest
 from django.db import OperationalError, connection
 from django.utils import timezone
 
-from licensing import activations, anomalies, feed, keys, lifecycle, seats, snapshots, validation
+from licensing import activations, anomalies, feed, keys, lifecycle, pictures, proofs, seats, snapshots, validation
 from licensing.credentials import Caller
 from licensing.decision import Scope
 from licensing.errors import Unavailable
 from licensing.models import Anomaly, License
-from licensing.snapshots import Question
+from licensing.pictures import Question
 from tests.factories import BY, make_license, make_license_and_key, make_plan, make_revision
 from tests.servers import Redis, free_port
 
@@ -41,6 +43,9 @@ def license(db: None) -> License:
 def source(license: License, **asked: Any) -> str:
     found = snapshots.by_id(license.pk, Scope(**asked))
     assert found is not None
+    if found.source != "outage":
+        snapshots.by_id(license.pk, Scope(**asked))  # what is asked about twice is shared
+    snapshots.share()
     return found.source
 
 
@@ -139,30 +144,34 @@ def _prefix() -> str:
     return snapshots._prefix()
 
 
-def test_it_never_brings_an_old_state_back(near: Redis, license: License) -> None:
+def test_it_never_brings_an_old_state_back(near: Redis) -> None:
     """A reader reads, a change is announced and committed, and only then the reader fills the caches."""
+    license = make_license(at=timezone.now() - timedelta(days=1), outage_policy="lenient")  # shared at once
     question = Question.of("id", str(license.pk), Scope())
-    old = snapshots.read(question)
+    old = pictures.read(question)
     assert old is not None
 
     lifecycle.revoke(license=license, by=BY, at=timezone.now(), reason="x")
     snapshots._keep(question, old, time.monotonic())
+    snapshots.share()
 
     found = snapshots.get(question)
     assert found is not None
     assert (found.source, found.picture.snapshot.revoked) == ("database", True)
 
 
-def test_it_does_bring_it_back_without_the_tombstone(near: Redis, license: License) -> None:
+def test_it_does_bring_it_back_without_the_tombstone(near: Redis) -> None:
     """The twin: what the tombstone is for."""
+    license = make_license(at=timezone.now() - timedelta(days=1), outage_policy="lenient")
     question = Question.of("id", str(license.pk), Scope())
-    old = snapshots.read(question)
+    old = pictures.read(question)
     assert old is not None
 
     lifecycle.revoke(license=license, by=BY, at=timezone.now(), reason="x")
     feed.call("DEL", f"{_prefix()}tombstone:{license.pk}")
     feed._floors.clear()
     snapshots._keep(question, old, time.monotonic())
+    snapshots.share()
 
     found = snapshots.get(question)
     assert found is not None
@@ -198,8 +207,6 @@ def test_it_does_not_believe_what_others_put_into_redis(near: Redis, license: Li
 def test_it_confirms_what_is_in_use_without_reading_it_again(
     near: Redis, license: License, monkeypatch: pytest.MonkeyPatch, django_assert_num_queries: Any
 ) -> None:
-    if connection.vendor == "sqlite":
-        return  # there a copy lives a second: see above
     source(license)
     monkeypatch.setattr(feed, "FRESH_SECONDS", 0.4)
     time.sleep(0.25)
@@ -214,6 +221,112 @@ def test_it_confirms_what_is_in_use_without_reading_it_again(
     snapshots.confirm()
     time.sleep(0.2)
     assert source(license) in ("database", "redis")
+
+
+def test_it_confirms_without_redis_what_is_in_use(
+    settings: Any, license: License, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.REDIS_URL = ""
+    monkeypatch.setattr(feed, "FRESH_ALONE_SECONDS", 0.4)
+    source(license)
+    time.sleep(0.25)
+
+    assert snapshots.confirm() == 1
+    time.sleep(0.25)
+    assert source(license) == "memory"
+
+    License.objects.filter(pk=license.pk).update(revision=50)  # by another process
+    time.sleep(0.25)
+    snapshots.confirm()
+    time.sleep(0.2)
+    assert source(license) == "database"
+
+
+def test_it_lets_go_of_what_is_not_asked_about(
+    settings: Any, license: License, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.REDIS_URL = ""
+    monkeypatch.setattr(feed, "FRESH_ALONE_SECONDS", 0.1)
+    monkeypatch.setattr(feed, "IN_USE_SECONDS", 0.2)
+    source(license)
+    time.sleep(0.25)
+
+    assert snapshots.confirm() == 0
+
+
+def test_it_reads_the_terms_of_a_published_plan_revision_once(django_assert_num_queries: Any) -> None:
+    first = make_license(at=timezone.now() - timedelta(days=1))
+    second = make_license(at=timezone.now() - timedelta(days=1), plan_revision=first.plan_revision)
+
+    with django_assert_num_queries(2):
+        pictures.read(Question.of("id", str(first.pk), Scope()))
+    with django_assert_num_queries(1):
+        pictures.read(Question.of("id", str(second.pk), Scope()))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_reads_on_by_a_new_connection_when_its_own_is_cut() -> None:
+    """Without a word from the server: what a failover, or a proxy that closes what is idle, looks like."""
+    license = make_license(at=timezone.now() - timedelta(days=1))
+    question = Question.of("id", str(license.pk), Scope())
+    pictures.read(question)
+    if connection.vendor == "postgresql":
+        driver: Any = connection.connection
+        with socket.socket(fileno=os.dup(driver.pgconn.socket)) as cut:
+            cut.shutdown(socket.SHUT_RDWR)
+    else:
+        connection.close()
+
+    found = pictures.read(question)
+
+    assert found is not None
+    assert found.snapshot.license_id == str(license.pk)
+
+
+def test_it_keeps_nothing_that_was_read_before_the_feed_was_lost(
+    near: Redis, license: License, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = Question.of("id", str(license.pk), Scope())
+    old, read_at = pictures.read(question), time.monotonic()
+    assert old is not None
+    monkeypatch.setattr(feed, "_followed_since", time.monotonic())
+
+    snapshots._keep(question, old, read_at)
+
+    assert source(license) == "database"
+
+
+def test_it_reads_whole_what_was_confirmed_for_long(
+    settings: Any, license: License, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.REDIS_URL = ""
+    monkeypatch.setattr(feed, "FRESH_ALONE_SECONDS", 0.2)
+    monkeypatch.setattr(feed, "OLDEST_SECONDS", 0.15)
+    source(license)
+    time.sleep(0.16)
+
+    assert snapshots.confirm() == 0
+
+
+def test_it_asks_redis_seldom_while_redis_knows_nothing(near: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(snapshots, "_GET", lambda keys, *_: asked.append(keys))
+    nowhere = [Question.of("id", f"00000000-0000-7000-8000-{number:012d}", Scope()) for number in range(96)]
+
+    for question in nowhere:
+        assert snapshots.get(question) is None
+
+    assert len(asked) == 32 + 64 // 64
+
+
+def test_it_asks_redis_again_once_redis_has_known_something(near: Redis, license: License) -> None:
+    source(license)
+    forget_here()
+    snapshots._misses = 128  # one of those that do ask
+
+    assert source(license) == "redis"
+
+    assert snapshots._misses == 0
 
 
 def test_it_announces_later_what_redis_did_not_hear(near: Redis, license: License, settings: Any) -> None:
@@ -240,7 +353,7 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Any:
         def gone(question: Any) -> None:
             raise OperationalError("gone")
 
-        monkeypatch.setattr(snapshots, "_row", gone)
+        monkeypatch.setattr(pictures, "_row", gone)
         monkeypatch.setattr(feed, "FRESH_SECONDS", -1.0)
         monkeypatch.setattr(feed, "FRESH_ALONE_SECONDS", -1.0)
 
@@ -276,7 +389,7 @@ def test_it_answers_nothing_older_than_is_tolerated(near: Redis, away: Any, monk
     away()
     assert source(license) == "outage"
     time.sleep(1.1)
-    monkeypatch.setattr(snapshots, "_database_again_at", 0.0)
+    monkeypatch.setattr(pictures, "_database_again_at", 0.0)
 
     with pytest.raises(Unavailable):
         source(license)
@@ -296,28 +409,31 @@ def test_it_never_says_valid_of_what_was_revoked_before_the_outage(near: Redis, 
 # --- cached against recomputed ----------------------------------------------------------------------
 
 
+def ask(key: str) -> str:
+    """Return the code that a server of the vendor's is told of a key."""
+    server = Caller(kind="B", id="c", label="c")
+    verdict = validation.by_credential(
+        caller=server, license_key=key, license_id=None, scope=Scope(), at=timezone.now()
+    ).verdict
+    return str(verdict.code)
+
+
 def test_it_flags_a_copy_that_says_something_else_than_the_database(
     near: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(validation, "RECHECKED", 1.0)
     at = timezone.now()
     license, key = make_license_and_key(at=at - timedelta(days=1))
-    server = Caller(kind="B", id="c", label="c")
 
-    def ask() -> str:
-        return str(
-            validation.by_credential(
-                caller=server, license_key=key, license_id=None, scope=Scope(), at=timezone.now()
-            ).verdict.code
-        )
-
-    assert [ask(), ask()] == ["valid", "valid"]
+    assert [ask(key), ask(key)] == ["valid", "valid"]
     assert validation.recheck() == 1
     assert not Anomaly.objects.filter(rule="cached_verdict_differs").exists()
 
-    # By hand, past every rule: the revision stays and nobody is told.
-    License.objects.filter(pk=license.pk).update(expires_at=at - timedelta(hours=1), grace_until=None)
-    assert ask() == "valid"
+    # As a rule with a fault would: the terms change, the revision stays and nobody is told.
+    license.expires_at, license.grace_until = at - timedelta(hours=1), None
+    proofs.seal(license)
+    license.save()
+    assert ask(key) == "valid"
     assert validation.recheck() == 1
 
     found = Anomaly.objects.get(rule="cached_verdict_differs")
@@ -326,6 +442,20 @@ def test_it_flags_a_copy_that_says_something_else_than_the_database(
         "valid",
         "expired",
     )
+
+
+def test_it_answers_no_longer_from_a_copy_that_was_found_wrong(near: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "RECHECKED", 1.0)
+    license, key = make_license_and_key(at=timezone.now() - timedelta(days=1))
+
+    assert [ask(key), ask(key)] == ["valid", "valid"]
+    License.objects.filter(pk=license.pk).update(seat_limit=500, seats_ceiling=500)  # by hand, past every rule
+    assert ask(key) == "valid"
+
+    validation.recheck()
+
+    with pytest.raises(Unavailable):
+        ask(key)
 
 
 def test_it_rechecks_one_in_a_hundred() -> None:

@@ -136,7 +136,7 @@ def _attacks() -> dict[str, str]:
         "with crit": made(header(crit=["exp"]), CLAIMS),
         "with b64 false": made(header(b64="false"), CLAIMS),
         "compressed": made(header(zip="DEF"), CLAIMS),
-        "by a stranger's key": f"{head}.{payload}.{crypto.b64(stranger.private.sign(f'{head}.{payload}'.encode()))}",
+        "by a stranger's key": f"{head}.{payload}.{crypto.b64(stranger.sign(f'{head}.{payload}'.encode()))}",
         "claims changed": f"{head}.{changed}.{signature}",
         "claims empty": f"{head}..{signature}",
         "header of another, same signature": f"{crypto.b64(json.dumps(header()).encode())}.{payload}.{signature}",

@@ -1,6 +1,6 @@
 """Activating a machine offline, and who is at work on floating seats."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -191,15 +191,15 @@ def test_it_knows_no_other_method(signed_in):
 # --- who is at work ---------------------------------------------------------------------------------
 
 
-def make_lease(customer: Any = None, **more: Any) -> Lease:
+def make_lease(customer: Any = None, at: datetime = TODAY, **more: Any) -> Lease:
     license = factories.make_license(
         customer=customer or factories.make_customer(), seat_kind="floating", seat_limit=5
     )  # fmt: skip
     machine = activations.activate(
-        license=license, fingerprint=FINGERPRINT, name="Plant 7", by=factories.BY, at=TODAY
+        license=license, fingerprint=FINGERPRINT, name="Plant 7", by=factories.BY, at=at
     ).activation
     return leases.check_out(
-        license=license, fingerprint=FINGERPRINT, activation=machine, by=factories.BY, at=TODAY, **more
+        license=license, fingerprint=FINGERPRINT, activation=machine, by=factories.BY, at=at, **more
     ).lease
 
 
@@ -229,10 +229,7 @@ def test_it_shows_those_who_only_look_who_is_at_work_and_nothing_to_do(signed_in
 
 def test_it_shows_a_lapsed_lease_as_what_it_is(signed_in):
     member = factories.make_member()
-    lease = make_lease(member.customer)
-    Lease.objects.filter(pk=lease.pk).update(
-        checked_out_at=TODAY - timedelta(hours=2), expires_at=TODAY - timedelta(hours=1)
-    )
+    lease = make_lease(member.customer, at=TODAY - timedelta(hours=2), ttl=timedelta(hours=1))
 
     assert "Lapsed" in signed_in(member).get(page_of(lease.license)).text
 

@@ -73,6 +73,7 @@ def test_it_passes_a_configuration_that_is_safe(configured):
         ({"ALLOWED_HOSTS": ["licenses.example.com", "*"]}, "E008"),
         ({"TRUSTED_PROXIES": []}, "E009"),
         ({"EMAIL_URL": ""}, "E010"),
+        ({"WEBHOOKS_TO_LOOPBACK": True}, "E031"),
     ],
 )
 def test_it_names_what_is_unsafe_and_its_mend(configured, changes, code):
@@ -191,3 +192,36 @@ def test_it_does_not_start_unsafe(configured):
 def test_it_starts_as_it_stands_here():
     checks.refuse_to_start_unguarded()
     call_command("check", databases=["default"], verbosity=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"STRIPE_SECRET_KEY": "sk_live_x"}, "E018"),
+        ({"STRIPE_WEBHOOK_SECRET": "whsec_x"}, "E018"),
+        ({"STRIPE_API_BASE": "http://127.0.0.1:1"}, "E018"),
+        ({"STRIPE_SECRET_KEY": "pk_live_x", "STRIPE_WEBHOOK_SECRET": "whsec_x"}, "E019"),
+        ({"STRIPE_SECRET_KEY": "rk_live_x", "STRIPE_WEBHOOK_SECRET": "sk_x"}, "E020"),
+        (
+            {"STRIPE_SECRET_KEY": "sk_live_x", "STRIPE_WEBHOOK_SECRET": "whsec_x", "STRIPE_API_BASE": "https://x.org"},
+            "E021",
+        ),
+        ({"DUNNING_HOLD_DAYS": 14}, "E022"),
+        ({"DUNNING_REMINDER_DAYS": [0, 3]}, "E022"),
+    ],
+)
+def test_it_names_payments_configured_by_half(configured, changes, code):
+    configured(**changes)
+
+    found = checks.payments_are_whole()
+
+    assert code in [each.id.removeprefix("licentia.") for each in found]
+    assert all("live_x" not in f"{each.msg} {each.hint}" for each in found)
+
+
+def test_it_passes_payments_configured_whole_or_not_at_all(configured):
+    configured()
+    off = checks.payments_are_whole()
+    configured(STRIPE_SECRET_KEY="rk_live_x", STRIPE_WEBHOOK_SECRET="whsec_x", DUNNING_HOLD_DAYS=0)
+
+    assert (off, checks.payments_are_whole()) == ([], [])

@@ -8,6 +8,8 @@ from django.db import connection
 from django.utils import timezone
 
 from licensing import sweeps
+from licensing.catalog import Grant
+from licensing.models import KeyCanary
 from portal.doctor import examine
 from tests.factories import make_license
 
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture(autouse=True)
 def _jobs_ran():
-    for job in sweeps.JOBS:
+    for job in sweeps.every():
         sweeps.run(job, at=timezone.now())
 
 
@@ -42,6 +44,15 @@ def test_it_finds_a_missing_guard():
     assert wrong() == {"guards": "Run: manage.py migrate"}
 
 
+def test_it_finds_a_key_that_the_ring_lacks():
+    KeyCanary.objects.create(kid="seal-lost", purpose="seal", value="v1", created_at=timezone.now())
+
+    found = next(finding for finding in examine() if finding.subject == "key ring")
+
+    assert "seal-lost" in found.wrong
+    assert "keyring" in found.mend
+
+
 def test_it_finds_a_counter_that_differs_from_what_is_held():
     license = make_license()
     type(license).objects.filter(pk=license.pk).update(seats_used=1)
@@ -57,3 +68,13 @@ def test_it_exits_with_one_and_prints_json_when_something_is_wrong(settings, cap
 
     assert ended.value.code == 1
     assert any(row["wrong"] for row in json.loads(capsys.readouterr().out))
+
+
+def test_it_finds_an_allowance_that_no_meter_counts():
+    grant = Grant("renders", kind="allowance", meter="renders", amount=5, overage="charge")
+    make_license(scheme="usage", grants=[grant])
+
+    found = next(finding for finding in examine() if finding.subject == "meters of plans on sale")
+
+    assert "no meter 'renders' is published" in found.wrong
+    assert "Publish the meter" in found.mend

@@ -1,10 +1,13 @@
 """Alive, ready, degraded, broken: said apart, and by name."""
 
+from datetime import timedelta
+
 import pytest
 from django.db import connection
 from django.utils import timezone
 
 from licensing import guards, sweeps
+from licensing.models import RuleRun
 
 pytestmark = pytest.mark.django_db
 
@@ -17,7 +20,7 @@ def test_it_is_live_without_asking_anything(client, django_assert_num_queries):
 
 
 def test_it_is_ready_when_everything_works(client):
-    for job in sweeps.JOBS:
+    for job in sweeps.every():
         sweeps.run(job, at=timezone.now())
 
     answer = client.get("/health/ready")
@@ -67,3 +70,14 @@ def test_it_shows_the_lag_of_each_job_to_prometheus(client):
 
 def test_it_hides_metrics_from_whoever_comes_through_the_proxy(client):
     assert client.get("/metrics", headers={"x-forwarded-for": "192.0.2.7"}).status_code == 404
+
+
+def test_it_names_the_rules_that_have_not_looked_for_an_hour(client):
+    for job in sweeps.every():
+        sweeps.run(job, at=timezone.now())
+    RuleRun.objects.filter(rule="key_sharing").update(ran_at=timezone.now() - timedelta(hours=2))
+
+    answer = client.get("/health/ready")
+
+    assert answer.status_code == 200
+    assert answer.json()["degraded"] == ["rule:key_sharing"]

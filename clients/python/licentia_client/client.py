@@ -1,41 +1,16 @@
-"""Calls to a Licentia server, and the proof that it was the server who answered.
+"""Calls to a Licentia server by a license key or an API credential.
 
-Every request carries a fresh nonce; every answer must be signed by a pinned key over its status, its body, the
-method, the address and that nonce. What is not so signed is not believed, whatever it says. Source: the server's
-docs/api, RFC 9421.
+Every request carries a fresh nonce, and only the server's signed answer to that nonce is believed: see `answers`.
+Programs on a customer's machine have a key of their own instead: see `signed`.
 """
 
-import base64
-import hashlib
-import re
+import json
 import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-COVERED = ('"@status"', '"content-digest"', '"@method";req', '"@target-uri";req', '"x-licentia-nonce";req')
-FRESH_SECONDS = 300
-_INPUT = re.compile(
-    r"licentia=(?P<parameters>\((?P<covered>[^)]*)\);created=(?P<created>\d+);keyid=\"(?P<kid>[^\"]+)\".*)"
-)
-_SIGNATURE = re.compile(r"licentia=:(?P<value>[A-Za-z0-9+/=]+):")
-
-
-class NotBelieved(Exception):
-    """The answer is not signed by a pinned key for this very request: the server may be an impostor."""
-
-
-class Refused(Exception):
-    """The server said no; `code` and `status` say why."""
-
-    def __init__(self, status: int, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status, self.code, self.detail = status, code, detail
+from licentia_client.answers import Answer, Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +53,8 @@ class Client:
     ) -> None:
         if bool(license_key) == bool(credential):
             raise ValueError("Give a license_key or a credential, one of them.")
-        self.base_url = base_url.rstrip("/")
         self._authorization = f"License {license_key}" if license_key else f"Bearer {credential}"
-        self._http = httpx.Client(timeout=timeout_seconds, follow_redirects=False)
-        self._keys = _public_keys(keys or self._http.get(f"{self.base_url}/.well-known/jwks.json").json())
+        self._server = Server(base_url, keys=keys, timeout_seconds=timeout_seconds)
 
     def validate(self, **question: Any) -> Verdict:
         """Ask whether the license may be used: `fingerprint`, `product`, `version`, `entitlements`, `seat_holder`; with
@@ -90,15 +63,16 @@ class Client:
         Raises:
             NotBelieved: the answer is not the server's.
             Refused: the caller is not known, or the question is malformed.
+            ServerAway: no answer came.
         """
-        answer = self._call("POST", "/api/v1/validate", question).json()
+        answer = self._call("POST", "/api/v1/validate", question).body
         return Verdict(**{name: answer[name] for name in Verdict.__slots__})
 
     def assign_seat(self, license_id: str, holder: str) -> Seat:
         """Take a seat for `holder`. Raises `Refused` with code `no_seat_available` when none is left."""
         answer = self._call("POST", "/api/v1/seats", {"license": license_id, "holder": holder})
-        row = answer.json()
-        return Seat(row["id"], row["holder"], row["state"], created=answer.status_code == 201)
+        row = answer.body
+        return Seat(row["id"], row["holder"], row["state"], created=answer.status == 201)
 
     def release_seat(self, seat_id: str) -> None:
         """Give a seat back. Doing it twice changes nothing."""
@@ -106,43 +80,12 @@ class Client:
 
     def activate(self, fingerprint: str, **machine: Any) -> str:
         """Bind this machine to the license; return the activation's id."""
-        return str(self._call("POST", "/api/v1/activations", {"fingerprint": fingerprint, **machine}).json()["id"])
+        return str(self._call("POST", "/api/v1/activations", {"fingerprint": fingerprint, **machine}).body["id"])
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Answer:
         nonce = secrets.token_urlsafe(18)
         headers = {"authorization": self._authorization, "x-licentia-nonce": nonce}
         if method == "POST" and path != "/api/v1/validate":
             headers["idempotency-key"] = nonce
-        url = self.base_url + path
-        answer = self._http.request(method, url, json=body, headers=headers)
-        self._believe(answer, method, url, nonce)
-        if answer.status_code >= 400:
-            problem = answer.json()
-            raise Refused(answer.status_code, problem["code"], problem["detail"])
-        return answer
-
-    def _believe(self, answer: httpx.Response, method: str, url: str, nonce: str) -> None:
-        digest = f"sha-256=:{base64.b64encode(hashlib.sha256(answer.content).digest()).decode()}:"
-        said = _INPUT.fullmatch(answer.headers.get("signature-input", ""))
-        made = _SIGNATURE.fullmatch(answer.headers.get("signature", ""))
-        if said is None or made is None or answer.headers.get("content-digest") != digest:
-            raise NotBelieved("The answer is not signed, or its body was changed.")
-        if said["covered"] != " ".join(COVERED) or abs(time.time() - int(said["created"])) > FRESH_SECONDS:
-            raise NotBelieved("The answer's signature does not cover this request, or is not fresh.")
-        key = self._keys.get(said["kid"])
-        if key is None:
-            raise NotBelieved("The answer is signed by a key that is not pinned.")
-        values = (str(answer.status_code), digest, method, url, nonce)
-        base = "".join(f"{name}: {value}\n" for name, value in zip(COVERED, values, strict=True))
-        try:
-            key.verify(base64.b64decode(made["value"]), f'{base}"@signature-params": {said["parameters"]}'.encode())
-        except (InvalidSignature, ValueError):
-            raise NotBelieved("The answer's signature does not fit.") from None
-
-
-def _public_keys(jwks: Mapping[str, Any]) -> dict[str, Ed25519PublicKey]:
-    return {
-        key["kid"]: Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(key["x"] + "=="))
-        for key in jwks["keys"]
-        if key.get("kty") == "OKP" and key.get("crv") == "Ed25519"
-    }
+        data = b"" if body is None else json.dumps(body).encode()
+        return self._server.ask(method, path, data, headers=headers).or_refused()

@@ -1,8 +1,8 @@
-"""Without the server: request files, license files, and a clock that cannot be turned back to win time.
+"""Without the server: request files, license files, borrowed leases, and a clock that cannot be turned back for time.
 
 `Machine.open` keeps a machine's own keys and its clock's memory in a private folder. `make_request` writes the request
-file that somebody carries to the vendor's portal; `LicenseFile.read` takes the license file that comes back, with the
-server's public keys pinned and no network at all.
+file that somebody carries to the vendor's portal; `LicenseFile.read` takes the license file that comes back, and
+`BorrowedLease.read` the token of a lease that was borrowed, with the server's public keys pinned and no network at all.
 
 The clock: what counts as now is the last time the server vouched for (the issue of a file, a signed answer) plus all
 time seen passing since, by the wall clock or by the uptime of the machine, whichever saw more. It never goes back. A
@@ -19,11 +19,10 @@ import contextlib
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,22 +33,32 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from licentia_client.files import NotPrivate, locked, read_private, require_private_folder, write
+
 FILE_TYPE = "license-file+jwt"
 SEALED_TYPE = "license-file+jwe"
+LEASE_TYPE = "lease+jwt"
+VERDICT_TYPE = "license+jwt"
 REQUEST_TYPE = "activation-request+jwt"
 TOLERANCE_SECONDS = 300.0
 # What a look at a clock that stands still, or was set back since the last look, counts as.
 STANDSTILL_SECONDS = 3600.0
 LONGEST = 65_536
+_NOT_OURS = {
+    FILE_TYPE: "That is no license file.",
+    LEASE_TYPE: "That is no lease.",
+    VERDICT_TYPE: "That is no verdict.",
+}
 _PROCESS = secrets.token_hex(8)
 
 
 class FileRefused(Exception):
-    """The license file cannot be used; `code` says why.
+    """The license file or lease cannot be used; `code` says why.
 
-    `malformed`, `not_authentic`: it is no license file, was changed, or is not by a pinned key. `wrong_machine`,
-    `wrong_product`: it is for another. `expired`: it is over. `superseded`: it does not answer this machine's last
-    request. `state_lost`: what was remembered of the clock is gone; make a new request.
+    `malformed`, `not_authentic`: it is none, was changed, or is not by a pinned key. `wrong_machine`, `wrong_product`:
+    it is for another. `expired`: it is over. `superseded`: it does not answer this machine's last request.
+    `state_lost`: what was remembered of the clock is gone; make a new request. `not_private`: others on this machine
+    can read its keys; `detail` says how to mend it.
     """
 
     def __init__(self, code: str, detail: str) -> None:
@@ -94,6 +103,7 @@ class Machine:
         places = (folder / "clock", second or folder.with_name(f".{folder.name}.clock"))
         self.clock = Clock(
             places,
+            guard=folder / "clock.lock",
             key=hashlib.sha256(b"licentia clock\x00" + _raw(self._signing)).digest(),
             wall=wall,
             uptime=uptime or _uptime,
@@ -107,27 +117,35 @@ class Machine:
         """Return the machine kept in `folder`; with a `fingerprint`, make it there if there is none.
 
         Raises:
-            FileRefused: `state_lost`, what lies there was changed, or is another machine's.
+            FileRefused: `state_lost`, what lies there was changed, or is another machine's; `not_private`, others can
+                read it.
         """
         path = Path(folder)
         kept = path / "machine.json"
         if not kept.exists() and fingerprint:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            document = {
-                "fingerprint": fingerprint,
-                "name": name,
-                "platform": platform,
-                "signing": _b64(_raw(Ed25519PrivateKey.generate())),
-                "sealing": _b64(_raw(X25519PrivateKey.generate())),
-                "fresh": True,
-            }
-            machine = cls(path, document, **how)
-            machine._keep()
-            return machine
+            try:
+                require_private_folder(path)  # no key is put where others look in
+            except NotPrivate as error:
+                raise FileRefused("not_private", str(error)) from None
+            with locked(path / "machine.lock"):  # two processes at the first start make one machine
+                if not kept.exists():
+                    document = {
+                        "fingerprint": fingerprint,
+                        "name": name,
+                        "platform": platform,
+                        "signing": _b64(_raw(Ed25519PrivateKey.generate())),
+                        "sealing": _b64(_raw(X25519PrivateKey.generate())),
+                        "fresh": True,
+                    }
+                    write(kept, cls(path, document, **how)._document())
         try:
-            document = json.loads(kept.read_text())
+            require_private_folder(path)
+            document = json.loads(read_private(kept))
             machine = cls(path, document, **how)
             whole = hmac.compare_digest(machine._mac(document), str(document.get("mac", "")))
+        except NotPrivate as error:
+            raise FileRefused("not_private", str(error)) from None
         except (OSError, ValueError, KeyError, TypeError, FileRefused):
             raise FileRefused("state_lost", "There is no usable machine in this folder. Make a new request.") from None
         if not whole or (fingerprint and fingerprint != machine.fingerprint):
@@ -144,10 +162,23 @@ class Machine:
         """The RFC 7638 thumbprint of that key."""
         return _b64(hashlib.sha256(_json(self.jwk)).digest())
 
+    def sign(self, message: bytes) -> bytes:
+        """Return the machine's Ed25519 signature of a message."""
+        return self._signing.sign(message)
+
+    def vouched(
+        self, at: float, *, told: bool = False, note: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    ) -> Time:
+        """Take the server's word for the time, from a signed answer to a request just made; see `Clock.vouched`."""
+        if self.fresh:  # else an old file without a request could turn the clock back after this
+            with self._kept():
+                self.fresh = False
+        return self.clock.vouched(at, told=told, note=note)
+
     def request(self, *, product: str = "") -> str:
         """Return a new request file's text. Only a file that answers it is taken from then on."""
-        self.pending = secrets.token_urlsafe(24)
-        self._keep()
+        with self._kept():
+            self.pending = nonce = secrets.token_urlsafe(24)
         header = {"alg": "EdDSA", "typ": REQUEST_TYPE, "jwk": self.jwk}
         claims = {
             "fingerprint": self.fingerprint,
@@ -155,7 +186,7 @@ class Machine:
             "platform": self.platform,
             "product": product,
             "enc_key": {"crv": "X25519", "kty": "OKP", "x": _b64(_raw_public(self._sealing.public_key()))},
-            "nonce": self.pending,
+            "nonce": nonce,
             "iat": int(self.clock.wall()),
         }
         message = f"{_b64(_json(header))}.{_b64(_json({name: value for name, value in claims.items() if value != ''}))}"
@@ -169,12 +200,13 @@ class Machine:
         Raises:
             FileRefused: `superseded`, the file answers another request, and nothing of its time is remembered.
         """
-        answer = bool(self.pending) and hmac.compare_digest(self.pending, nonce)
-        if answer or (self.fresh and not nonce):
-            now = self.clock.vouched(issued_at)
-            self.pending, self.fresh = "", False
-            self._keep()
-            return now
+        if self.pending or self.fresh:
+            with self._kept():
+                answer = bool(self.pending) and hmac.compare_digest(self.pending, nonce)
+                if answer or (self.fresh and not nonce):
+                    now = self.clock.vouched(issued_at)
+                    self.pending, self.fresh = "", False
+                    return now
         if self.pending and not self.clock.known:
             raise FileRefused("superseded", "The file does not answer this machine's last request.")
         self.clock.seen(issued_at)
@@ -183,7 +215,7 @@ class Machine:
     def unseal(self, token: str) -> str:
         """Return what is inside a JWE to this machine (ECDH-ES, A256GCM). Raises `FileRefused`."""
         parts = token.split(".")
-        header = _header(parts[0], {"alg", "enc", "typ", "cty", "epk"})
+        header = _header(parts[0], {"alg", "enc", "typ", "cty", "epk"}, _NOT_OURS[FILE_TYPE])
         epk = header["epk"]
         wanted = {"alg": "ECDH-ES", "enc": "A256GCM", "typ": SEALED_TYPE, "cty": FILE_TYPE}
         if len(parts) != 5 or parts[1] or {name: header[name] for name in wanted} != wanted:
@@ -204,7 +236,21 @@ class Machine:
         except (InvalidTag, ValueError):
             raise FileRefused("not_authentic", "The file is sealed for another machine, or was changed.") from None
 
-    def _keep(self) -> None:
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Change what is kept: as it is now, for another process may have changed it, and by nobody else meanwhile."""
+        kept = self.folder / "machine.json"
+        with locked(self.folder / "machine.lock"):
+            with contextlib.suppress(OSError, ValueError):
+                document = json.loads(read_private(kept))
+                if hmac.compare_digest(self._mac(document), str(document.get("mac", ""))):
+                    self.pending, self.fresh = document["pending"], document["fresh"]
+            before = (self.pending, self.fresh)
+            yield
+            if (self.pending, self.fresh) != before:
+                write(kept, self._document())
+
+    def _document(self) -> str:
         document = {
             "fingerprint": self.fingerprint,
             "name": self.name,
@@ -214,7 +260,7 @@ class Machine:
             "pending": self.pending,
             "fresh": self.fresh,
         }
-        _write(self.folder / "machine.json", json.dumps({**document, "mac": self._mac(document)}))
+        return json.dumps({**document, "mac": self._mac(document)})
 
     def _mac(self, document: Mapping[str, Any]) -> str:
         said = {name: value for name, value in document.items() if name != "mac"}
@@ -223,12 +269,16 @@ class Machine:
 
 
 class Clock:
-    """Time as the server vouched for it, and what passed since: it never goes back (see the module)."""
+    """Time as the server vouched for it, and what passed since: it never goes back (see the module).
+
+    Beside it, under the same MAC and in the same two places, `notes` of what the server last said.
+    """
 
     def __init__(
         self,
         places: tuple[Path, ...],
         *,
+        guard: Path,
         key: bytes,
         wall: Callable[[], float],
         uptime: Callable[[], tuple[str, float]],
@@ -236,6 +286,7 @@ class Clock:
     ) -> None:
         self.wall = wall
         self._places, self._key, self._uptime, self._traces = places, key, uptime, tuple(traces)
+        self._guard = guard
 
     @property
     def known(self) -> bool:
@@ -254,20 +305,36 @@ class Clock:
         state = self._load()
         return float(state["server"]) if state else 0.0
 
-    def vouched(self, at: float, *, told: bool = False) -> Time:
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What was noted last, JSON; nothing when it was never vouched for, or is gone."""
+        state = self._load()
+        return dict(state.get("notes", {})) if state else {}
+
+    def vouched(
+        self, at: float, *, told: bool = False, note: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    ) -> Time:
         """Take the server's word for what time it is and go on from there: only for an answer that is new, bound to a
-        request just made. `told` says that the server was told of a clock turned back, which is settled then."""
-        state, wall, (boot, ticks) = self._load(), self.wall(), self._uptime()
-        rolled_back = wall < at - TOLERANCE_SECONDS or bool(state and state["rolled_back"] and not told)
-        looked = {"wall": wall, "high": wall, "ahead": wall - at, "boot": boot, "ticks": ticks}
-        self._save({**looked, "mark": at, "server": at, "rolled_back": rolled_back})
+        request just made. `told` says that the server was told of a clock turned back, which is settled then: one that
+        stays as far behind is no news. `note` makes the new notes from those there are; no other process comes
+        between."""
+        with locked(self._guard):
+            state, wall, (boot, ticks) = self._load(), self.wall(), self._uptime()
+            ahead = wall - at
+            rolled_back = ahead < min(state["ahead"] if state else 0.0, 0.0) - TOLERANCE_SECONDS
+            rolled_back = rolled_back or bool(state and state["rolled_back"] and not told)
+            notes = state.get("notes", {}) if state else {}
+            looked = {"wall": wall, "high": wall, "ahead": ahead, "boot": boot, "ticks": ticks}
+            said = {"mark": at, "server": at, "rolled_back": rolled_back, "notes": note(notes) if note else notes}
+            self._save({**looked, **said})
         return Time(at, rolled_back)
 
     def seen(self, at: float) -> None:
         """Note what the server said of the time in something that may be old: it is that late at least."""
-        state = self._load()
-        if state is not None and at > state["server"]:
-            self._save({**state, "server": at, "mark": max(at, state["mark"])})
+        with locked(self._guard):
+            state = self._load()
+            if state is not None and at > state["server"]:
+                self._save({**state, "server": at, "mark": max(at, state["mark"])})
 
     def now(self) -> Time:
         """Return what counts as now, and remember it.
@@ -275,6 +342,10 @@ class Clock:
         Raises:
             FileRefused: `state_lost`, nothing is remembered.
         """
+        with locked(self._guard):
+            return self._now()
+
+    def _now(self) -> Time:
         state = self._load()
         if state is None:
             raise FileRefused("state_lost", "What was remembered of the clock is gone. Make a new request.")
@@ -319,7 +390,7 @@ class Clock:
         state = {**state, "turn": (last["turn"] if last else 0) + 1}
         text = json.dumps({"state": state, "mac": _b64(hmac.digest(self._key, _json(state), hashlib.sha256))})
         for path in self._places:
-            _write(path, text)
+            write(path, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +420,9 @@ class LicenseFile:
         token = _unarmour("LICENTIA LICENSE FILE", text)
         if token.count(".") == 4:
             token = machine.unseal(token)
-        claims = _verified(token, keys)
+        claims = verified(token, keys, typ=FILE_TYPE, whole=("revision", "offline_max"), texts=("fingerprint",))
+        if not isinstance(claims.get("terms"), dict) or not isinstance(claims.get("nonce", ""), str):
+            raise FileRefused("malformed", "The file is of a form this program does not know. Update it.")
         if (product and claims["aud"] != product) or (issuer and claims["iss"] != issuer):
             raise FileRefused("wrong_product", "The file is for another product, or by another vendor.")
         bound = claims.get("cnf", {"jkt": machine.thumbprint})
@@ -371,6 +444,47 @@ class LicenseFile:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class BorrowedLease:
+    """A borrowed lease that holds for this machine now, without the server, until `expires_at`."""
+
+    id: str
+    license: str
+    product: str
+    issued_at: float
+    expires_at: float
+    clock_rolled_back: bool
+
+    @classmethod
+    def read(
+        cls, token: str, *, keys: Mapping[str, Any], machine: Machine, product: str = "", issuer: str = ""
+    ) -> "BorrowedLease":
+        """Return the lease of a token, as checking out with `offline` answers it, if it can be used on this machine
+        now. `keys` is the server's key set, pinned. Ask again at least once an hour, as with a license file.
+
+        Raises:
+            FileRefused: see there; `malformed` also for a lease that was not borrowed.
+        """
+        claims = verified(token, keys, typ=LEASE_TYPE, texts=("lease", "fingerprint"))
+        if claims.get("offline") is not True:
+            raise FileRefused("malformed", "This lease was not borrowed: it holds with the server only.")
+        if (product and claims["aud"] != product) or (issuer and claims["iss"] != issuer):
+            raise FileRefused("wrong_product", "The lease is for another product, or by another vendor.")
+        if claims["fingerprint"] != machine.fingerprint:
+            raise FileRefused("wrong_machine", "The lease is another machine's.")
+        time_ = machine.take("", claims["iat"])
+        if max(time_.now, claims["nbf"]) >= claims["exp"]:
+            raise FileRefused("expired", "The lease has expired. Connect to the server.")
+        return cls(
+            id=claims["lease"],
+            license=claims["sub"],
+            product=claims["aud"],
+            issued_at=claims["iat"],
+            expires_at=claims["exp"],
+            clock_rolled_back=time_.rolled_back,
+        )
+
+
 def make_request(
     folder: str | Path, *, fingerprint: str, name: str = "", platform: str = "", product: str = "", **how: Any
 ) -> str:
@@ -381,40 +495,44 @@ def make_request(
 # --- strict reading ---------------------------------------------------------------------------------
 
 
-def _verified(token: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+def verified(
+    token: str, keys: Mapping[str, Any], *, typ: str, whole: Iterable[str] = (), texts: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Return the claims of a token of the server's of this very type. Times are the caller's to judge.
+
+    `whole` and `texts` name claims it needs beside the usual, whole numbers and texts. Raises `FileRefused`.
+    """
     parts = token.split(".")
     if len(parts) != 3 or len(token) > LONGEST:
-        raise FileRefused("malformed", "That is no license file.")
-    header = _header(parts[0], {"alg", "kid", "typ"})
-    if header["alg"] != "EdDSA" or header["typ"] != FILE_TYPE:
-        raise FileRefused("malformed", "That is no license file.")
+        raise FileRefused("malformed", _NOT_OURS[typ])
+    header = _header(parts[0], {"alg", "kid", "typ"}, _NOT_OURS[typ])
+    if header["alg"] != "EdDSA" or header["typ"] != typ:
+        raise FileRefused("malformed", _NOT_OURS[typ])
     known = {key["kid"]: key for key in keys["keys"] if (key.get("kty"), key.get("crv")) == ("OKP", "Ed25519")}
     key = known.get(header["kid"]) if isinstance(header["kid"], str) else None
     if key is None:
-        raise FileRefused("not_authentic", "The file is signed by a key that is not pinned.")
+        raise FileRefused("not_authentic", "It is signed by a key that is not pinned.")
     try:
         Ed25519PublicKey.from_public_bytes(_unb64(key["x"])).verify(_unb64(parts[2]), f"{parts[0]}.{parts[1]}".encode())
     except (InvalidSignature, ValueError):
-        raise FileRefused("not_authentic", "The file's signature does not fit: it was changed.") from None
-    claims = _object(_unb64(parts[1]))
-    whole = ("iat", "nbf", "exp", "ver", "revision", "offline_max")
-    if not all(type(claims.get(name)) is int for name in whole) or claims["ver"] != 1:
-        raise FileRefused("malformed", "The file is of a form this program does not know. Update it.")
-    if not all(isinstance(claims.get(name), str) for name in ("iss", "aud", "sub", "jti", "fingerprint")):
-        raise FileRefused("malformed", "The file is of a form this program does not know. Update it.")
-    if not isinstance(claims.get("terms"), dict) or not isinstance(claims.get("nonce", ""), str):
-        raise FileRefused("malformed", "The file is of a form this program does not know. Update it.")
+        raise FileRefused("not_authentic", "Its signature does not fit: it was changed.") from None
+    claims = _object(_unb64(parts[1]), _NOT_OURS[typ])
+    numbers, words = ("iat", "nbf", "exp", "ver", *whole), ("iss", "aud", "sub", "jti", *texts)
+    if not all(type(claims.get(name)) is int for name in numbers) or claims["ver"] != 1:
+        raise FileRefused("malformed", "It is of a form this program does not know. Update it.")
+    if not all(isinstance(claims.get(name), str) for name in words):
+        raise FileRefused("malformed", "It is of a form this program does not know. Update it.")
     return claims
 
 
-def _header(part: str, names: set[str]) -> dict[str, Any]:
-    header = _object(_unb64(part))
+def _header(part: str, names: set[str], otherwise: str) -> dict[str, Any]:
+    header = _object(_unb64(part), otherwise)
     if set(header) != names:
-        raise FileRefused("malformed", "That is no license file.")
+        raise FileRefused("malformed", otherwise)
     return header
 
 
-def _object(text: bytes) -> dict[str, Any]:
+def _object(text: bytes, otherwise: str) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -426,7 +544,7 @@ def _object(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise FileRefused("malformed", "That is no license file.")
+        raise FileRefused("malformed", otherwise)
     return value
 
 
@@ -484,17 +602,3 @@ def _uptime() -> tuple[str, float]:
         return boot, float(Path("/proc/uptime").read_text().split()[0])  # read, for what a library says may be faked
     except (OSError, ValueError, IndexError):
         return _PROCESS, time.perf_counter()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a private file, whole or not at all."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

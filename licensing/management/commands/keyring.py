@@ -19,7 +19,7 @@ from django.utils import timezone
 from licensing import crypto, keyring
 from licensing.crypto import PURPOSES, KeyRing
 from licensing.errors import LicensingError
-from licensing.models import JobState
+from licensing.models import Credential, JobState
 
 
 class Command(BaseCommand):
@@ -58,8 +58,10 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             getattr(self, f"_{options['action'].replace('-', '_')}")(options)
-        except (LicensingError, OSError) as error:
-            raise CommandError(getattr(error, "detail", str(error))) from None
+        except LicensingError as error:
+            raise CommandError(error.detail) from None
+        except OSError as error:
+            raise CommandError(f"{error.filename}: {error.strerror}.") from None
 
     def _status(self, options: dict[str, Any]) -> None:
         now = timezone.now()
@@ -80,13 +82,18 @@ class Command(BaseCommand):
                 json.dumps({"keys": rows, "problems": problems, "backed_up_at": made, "processes": live}, default=str)
             )
         else:
-            for row in rows:
+            self.stdout.write(f"{'purpose':8} {'state':9} {'key':28} {'made (UTC)':19} {'rows under it':>13}")
+            for row in sorted(rows, key=lambda row: (PURPOSES.index(row["purpose"]), row["created_at"])):
+                count = "" if row["purpose"] == "sign" else row.get("rows", "?")
                 self.stdout.write(
-                    f"{row['purpose']:8} {row['state']:9} {row['kid']:28} {row['created_at'][:19]} "
-                    f"{row.get('rows', '?'):>9} rows"
+                    f"{row['purpose']:8} {row['state']:9} {row['kid']:28} {row['created_at'][:19]} {count:>13}"
                 )
-            self.stdout.write(f"Read by {len(live)} running processes. Last backup: {made or 'never'}.")
-            if made is None or now - made > keyring.BACKUP_AGE:
+            self.stdout.write(
+                f"Read by {len(live)} running processes. "
+                f"Last backup: {f'{made:%Y-%m-%d %H:%M} UTC' if made else 'never'}."
+            )
+            changed = max((getattr(key, "changed_at", "") or key.created_at for key in crypto.ring().keys), default="")
+            if made is None or now - made > keyring.BACKUP_AGE or made.isoformat() < changed:
                 self.stdout.write("Back it up: manage.py keyring backup FILE")
             for problem in problems:
                 self.stdout.write(f"WRONG: {problem}")
@@ -105,7 +112,11 @@ class Command(BaseCommand):
             raise CommandError("Say what for: --purpose seal, digest or sign. For a new installation: --new")
         key = keyring.add(purpose=options["purpose"], at=timezone.now())
         self.stdout.write(f"{key.kid} is pending. Running processes read it by themselves within seconds.")
-        self.stdout.write(f"Then: manage.py keyring promote {key.kid}")
+        if key.purpose == "sign":
+            self.stdout.write(
+                "It is in /.well-known/jwks.json: programs that ship the keys need it before it is promoted."
+            )
+        self.stdout.write(f"Back up the ring, then: manage.py keyring promote {key.kid}")
 
     def _promote(self, options: dict[str, Any]) -> None:
         key = keyring.promote(kid=options["kid"], at=timezone.now(), force=options["force"])
@@ -115,6 +126,8 @@ class Command(BaseCommand):
 
     def _disable(self, options: dict[str, Any]) -> None:
         key = keyring.disable(kid=options["kid"], at=timezone.now())
+        if key.purpose == "sign":
+            self.stdout.write("What it signed is refused from now on, and it is gone from /.well-known/jwks.json.")
         self.stdout.write(f"{key.kid} is disabled. To undo: manage.py keyring enable {key.kid}")
 
     def _enable(self, options: dict[str, Any]) -> None:
@@ -146,7 +159,10 @@ class Command(BaseCommand):
             return
         self.stdout.write(f"{done} rows are sealed or digested anew.")
         for kid, rows in left_under.items():
-            self.stdout.write(f"{sum(rows.values())} rows under {kid}" + (f": {rows}" if rows else ""))
+            where = ", ".join(f"{count} of {table}" for table, count in rows.items())
+            self.stdout.write(f"{sum(rows.values())} rows under {kid}" + (f": {where}" if where else ""))
+            if set(rows) == {Credential._meta.db_table}:
+                self.stdout.write("API credentials keep their digest until they expire or are revoked; then this is 0.")
 
     def _backup(self, options: dict[str, Any]) -> None:
         keyring.backup(to=options["file"], passphrase=_passphrase(options, twice=True), at=timezone.now())

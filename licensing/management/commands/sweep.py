@@ -20,7 +20,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         at = timezone.now()
         done = None if options["status"] else sweeps.run(sweeps.EXPIRATION, at=at)
-        rows = [sweeps.standing(job, at=at) for job in sweeps.JOBS]
+        rows = [sweeps.standing(job, at=at) for job in sweeps.every()]
         if options["json"]:
             jobs = [
                 {

@@ -6,6 +6,7 @@ API credentials are replaced. It refuses in production.
 """
 
 import json
+import random
 import secrets
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 from django.utils import timezone
 
+from billing import accounts, metering, meters, prices, rollups, statements
+from billing.metering import Sent
+from billing.models import BillingAccount, Meter, MeterRevision, Price, Statement, UsageEvent
 from licensing import (
     activations,
     audit,
@@ -30,19 +34,58 @@ from licensing import (
     keys,
     leases,
     lifecycle,
+    proofs,
     seats,
+    snapshots,
     sweeps,
 )
 from licensing.catalog import Grant
+from licensing.decision import Scope
 from licensing.ids import uuid7
 from licensing.keyformat import generate, parse
-from licensing.models import Credential, Customer, Lease, License, LicenseKey, Member, PlanRevision, Product, Term
-from licensing.states import HoldReason, RevisionState, SeatKind, SeatState
+from licensing.models import Credential, Customer, Lease, License, LicenseKey, Member, Plan, PlanRevision, Product, Term
+from licensing.states import EntitlementKind, HoldReason, RevisionState, SeatKind, SeatState
 
 BY = audit.system("seed-demo")
 DAY = timedelta(days=1)
 EXPORT = Grant("export")
 CALLS = Grant("api_calls", kind="allowance", meter="api_calls", amount=Decimal(10_000), overage="charge")
+STORAGE = Grant("storage", kind="allowance", meter="storage", amount=Decimal(10), overage="charge")
+PEOPLE_USING = Grant("active_users", kind="allowance", meter="active_users", amount=Decimal(25), overage="charge")
+
+# How each meter counts.
+METERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "api_calls": ("API calls", {"aggregation": "sum", "unit": "calls", "dimensions": ["region", "endpoint"]}),
+    "storage": ("Storage", {"aggregation": "max", "unit": "GiB"}),
+    "active_users": (
+        "Active users",
+        {"aggregation": "unique", "unit": "people", "dimensions": ["person"], "unique_by": "person"},
+    ),
+}
+# What each plan costs in euros a month.
+PRICES: dict[str, list[dict[str, Any]]] = {
+    "team": [{"kind": "seats", "amount": "12.00"}],
+    "floating": [{"kind": "flat", "amount": "149.00", "name": "Floating seats"}],
+    "metered": [
+        {"kind": "flat", "amount": "29.00", "name": "Base fee"},
+        {
+            "kind": "usage",
+            "meter": "api_calls",
+            "model": "graduated",
+            "tiers": [{"up_to": "20000", "amount": "0.004"}, {"amount": "0.0025"}],
+        },
+        {"kind": "usage", "meter": "storage", "model": "per_unit", "amount": "0.35"},
+        {"kind": "usage", "meter": "active_users", "model": "per_unit", "amount": "1.50"},
+        {"kind": "minimum", "amount": "49.00"},
+    ],
+    "hybrid": [
+        {"kind": "seats", "amount": "9.00"},
+        {"kind": "usage", "meter": "api_calls", "model": "package", "size": "1000", "amount": "3.20"},
+        {"kind": "discount", "percent": "5", "name": "Early customer"},
+    ],
+}
+TAX = {"acme": Decimal(19), "globex": Decimal("7.7")}
+USAGE_DAYS = 90
 
 # The type of a license is nothing but its revision's terms.
 PLANS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -73,7 +116,7 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
             "seat_limit": None,
             "activation_limit": None,
             "duration": 365 * DAY,
-            "grants": [CALLS],
+            "grants": [CALLS, STORAGE, PEOPLE_USING],
         },
     ),
     "hybrid": (
@@ -115,11 +158,17 @@ STAFF: tuple[tuple[str, str], ...] = (
     ("admin@licentia.example", "admin"),
     ("support@licentia.example", "support"),
     ("sales@licentia.example", "sales"),
+    ("finance@licentia.example", "finance"),
 )
 # What staff groups may do in the admin, besides looking at everything.
 RIGHTS: dict[str, tuple[str, ...]] = {
     "support": ("hold_license", "manage_seats", "issue_license", "reveal_key", "change_anomaly"),
     "sales": ("issue_license", "add_customer", "change_customer", "add_member", "change_member"),
+    "finance": (
+        *("add_billingaccount", "change_billingaccount", "change_statement", "add_payment"),
+        *("add_usageevent", "add_creditgrant"),
+        *(f"{verb}_{model}" for model in ("price", "pricerevision") for verb in ("add", "change", "delete")),
+    ),
 }
 WORDS = [
     "amber",
@@ -170,6 +219,7 @@ class Command(BaseCommand):
 def seed(at: datetime) -> dict[str, Any]:
     """Make what is missing of the demo and return what the contract says `seed_demo --json` prints."""
     product = _product(at)
+    _sell_by_use(product, at)
     people = {code: [_person(email, role) for email, role in people] for code, people in PEOPLE.items()}
     owned = {code: _customer(code, people[code], at) for code in PEOPLE}
     if not License.objects.filter(product=product, customer__in=owned.values()).exists():
@@ -178,9 +228,15 @@ def seed(at: datetime) -> dict[str, Any]:
     rows = (
         License.objects.filter(product=product, customer__in=owned.values())
         .select_related("plan_revision__plan")
-        .prefetch_related("holds")
+        .prefetch_related("holds", "plan_revision__entitlements")
         .order_by("id")[: len(LICENSES)]
     )
+    if not UsageEvent.objects.filter(license_id__in=[row.pk for row in rows]).exists():
+        for row in rows:
+            _use(row, at)
+        rollups.roll_up(at=at)
+        for customer in owned.values():
+            _bill(customer, at)
     for row in rows:
         if row.plan_revision.seat_kind == SeatKind.FLOATING:
             _work(row, at)
@@ -201,13 +257,30 @@ def seed(at: datetime) -> dict[str, Any]:
                 "status": str(lifecycle.status_of(row, at)),
                 "seat_limit": row.seat_limit,
                 "activation_limit": row.activation_limit,
-                "meters": [],
+                "meters": sorted(
+                    right.meter
+                    for right in row.plan_revision.entitlements.all()
+                    if right.kind == EntitlementKind.ALLOWANCE
+                ),
             }
             for row in rows
         ],
         "credentials": [_credential("demo server", None, at), _credential("acme server", owned["acme"], at)],
-        "meters": [],
-        "statements": [],
+        "meters": [
+            {"id": str(row.meter_id), "code": row.meter.code, "aggregation": row.aggregation, "unit": row.unit}
+            for row in MeterRevision.objects.filter(state=RevisionState.PUBLISHED).select_related("meter")
+        ],
+        "statements": [
+            {
+                "id": str(row.pk),
+                "customer": row.customer.code,
+                "state": row.state,
+                "number": row.number,
+                "currency": row.currency,
+                "total_minor": row.total_minor,
+            }
+            for row in Statement.objects.filter(customer__in=owned.values()).select_related("customer")
+        ],
     }
 
 
@@ -237,6 +310,8 @@ def add_licenses(count: int, at: datetime) -> Iterator[int]:
             )
             for _ in range(size)
         ]
+        for row in rows:
+            proofs.seal(row, holds=[])
         with transaction.atomic():
             License.objects.bulk_create(rows)
             Term.objects.bulk_create(
@@ -282,10 +357,83 @@ def _customer(code: str, people: list[dict[str, str]], at: datetime) -> Customer
     customer = Customer.objects.filter(code=code).first()
     if customer is None:
         customer = customers.create(code=code, name=code.capitalize(), by=BY, at=at - 400 * DAY)
+    if not BillingAccount.objects.filter(customer=customer).exists():
+        accounts.describe(
+            customer=customer,
+            currency="EUR",
+            tax_rate=TAX[code],
+            tax_id=f"DE{len(code)}00{len(code)}00{len(code)}",
+            address=f"{code.capitalize()}\n1 Main Street\n10115 Berlin",
+            by=BY,
+            at=at - 400 * DAY,
+        )
     for person in people:
         if not Member.objects.filter(customer=customer, user__email=person["email"]).exists():
             customers.invite(customer=customer, email=person["email"], role=person["role"], by=BY, at=at)
     return customer
+
+
+def _sell_by_use(product: Product, at: datetime) -> None:
+    """Make what is missing of meters and prices; all of them as old as the plans."""
+    begun = at - 400 * DAY
+    for code, (name, terms) in METERS.items():
+        if not Meter.objects.filter(code=code).exists():
+            meter = meters.create(code=code, name=name, by=BY, at=begun)
+            meters.publish(revision=meters.draft(meter=meter, by=BY, at=begun, **terms), by=BY, at=begun)
+    for code, components in PRICES.items():
+        plan = Plan.objects.get(product=product, code=code)
+        if not Price.objects.filter(plan=plan).exists():
+            price = prices.create(plan=plan, currency="EUR", by=BY, at=begun)
+            revision = prices.draft(price=price, components=components, by=BY, at=begun)
+            prices.publish(revision=revision, by=BY, at=begun)
+
+
+def _use(license: License, at: datetime) -> None:
+    """Report what a license used each day of the last 90, as its program would have: in batches, then."""
+    wanted = {right.meter for right in license.plan_revision.entitlements.all() if right.meter}
+    if not wanted or license.revoked_at is not None:
+        return
+    chance = random.Random(f"{license.plan_revision.plan.code} {license.customer_id}")  # noqa: S311  no secret
+    midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    events: list[Sent] = []
+    for ago in range(USAGE_DAYS, -1, -1):
+        day = midnight - ago * DAY
+        busy = Decimal("0.25") if day.weekday() >= 5 else Decimal(1)
+        for hour in (8, 11, 14, 17):
+            quantity = (chance.randint(60, 220) * busy).to_integral_value()
+            region, endpoint = chance.choice(("eu", "eu", "us")), chance.choice(("tiles", "routes"))
+            events.append(_event("api_calls", day + timedelta(hours=hour), quantity, region=region, endpoint=endpoint))
+        events.append(_event("storage", day + timedelta(hours=3), Decimal(6 + (USAGE_DAYS - ago) // 9)))
+        if busy == 1:
+            for number in chance.sample(range(40), 4):
+                events.append(
+                    _event("active_users", day + timedelta(hours=9), Decimal(1), person=f"person-{number:02}")
+                )
+    since = max(license.starts_at, midnight - USAGE_DAYS * DAY)
+    reported = [
+        each for each in events if each.meter in wanted and each.occurred_at and since <= each.occurred_at <= at
+    ]
+    reported.sort(key=lambda each: each.occurred_at or at)
+    picture = snapshots.by_id(license.pk, Scope())
+    assert picture is not None
+    for start in range(0, len(reported), 200):
+        part = [(picture.picture.snapshot, each) for each in reported[start : start + 200]]
+        metering.consume_batch(sent=part, source="license:demo", at=part[-1][1].occurred_at or at)
+
+
+def _event(meter: str, occurred_at: datetime, quantity: Decimal, **dimensions: str) -> Sent:
+    person = f"-{dimensions['person']}" if "person" in dimensions else ""
+    return Sent(f"demo-{meter}-{occurred_at:%Y%m%d%H}{person}", meter, quantity, occurred_at, dimensions)
+
+
+def _bill(customer: Customer, at: datetime) -> None:
+    """Make the customer's statements: final and, but for the last of these, paid for the months that are over."""
+    statements.open_months(customer=customer, at=at)
+    over = [each for each in statements.due(at=at) if each.customer_id == customer.pk]
+    for number, draft in enumerate(over):
+        closed = statements.close(statement=draft, by=BY, at=draft.ends_at + settings.STATEMENT_GRACE_DAYS * DAY)
+        if number + 1 < len(over):
+            statements.mark_paid(statement=closed, by=BY, at=closed.ends_at + 10 * DAY, reason="Bank transfer")
 
 
 def _license(customer: Customer, product: Product, plan: str, issued_at: datetime, state: str, at: datetime) -> None:
@@ -329,7 +477,8 @@ def _person(email: str, role: str, *, staff: bool = False) -> dict[str, str]:
     user.save()
     if staff and role in RIGHTS:
         group, _ = Group.objects.get_or_create(name=role)
-        views = Permission.objects.filter(content_type__app_label="licensing", codename__startswith="view_")
+        ours = ("licensing", "billing") if role != "sales" else ("licensing",)
+        views = Permission.objects.filter(content_type__app_label__in=ours, codename__startswith="view_")
         group.permissions.set([*views, *Permission.objects.filter(codename__in=RIGHTS[role])])
         user.groups.set([group])
     return {"email": email, "password": password, "role": role}

@@ -60,6 +60,7 @@ class Command(BaseCommand):
         )
         self.stdout.write(f"Serving {settings.PUBLIC_URL} on http://{options['host']}:{options['port']} …")
         self.stdout.flush()
+        os.environ.setdefault("WEB_OWN_CORE", "1")
         # The server takes this process over, so that signals and the container's init reach it directly.
         os.chdir(settings.BASE_DIR)
         os.execv(line[0], line)  # noqa: S606

@@ -1,0 +1,1 @@
+"""How good the rules are: a generated population, replayed through them. See `measure`."""
