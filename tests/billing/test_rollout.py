@@ -28,8 +28,7 @@ from licensing import activations, anomalies, lifecycle, schemes, seats
 from licensing.catalog import Grant
 from licensing.errors import Invalid
 from licensing.models import AuditEntry, License, Term
-from tests.api.running import ROOT, python
-from tests.concurrency.test_http_seats import database_beside
+from tests.api.running import ROOT, database_beside, migrate, python
 from tests.concurrency.together import together
 from tests.factories import AT, BY, make_license, make_plan, make_price, make_product, make_revision
 
@@ -390,7 +389,7 @@ def installation() -> Iterator[dict[str, str]]:
             "REDIS_KEY_PREFIX": f"licentia-rollout-{os.getpid()}",
             "LOG_LEVEL": "ERROR",
         }
-        subprocess.run([sys.executable, "manage.py", "migrate", "--verbosity=0"], cwd=ROOT, env=mine, check=True)
+        migrate(mine)
         yield mine
 
 

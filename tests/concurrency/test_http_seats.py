@@ -1,22 +1,17 @@
 """Many clients at once, each with a connection of its own, at a real server of two processes."""
 
-import contextlib
 import http.client
 import json
-import os
-import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-import psycopg
 import pytest
 
-from tests.api.running import Running, running
+from tests.api.running import Running, database_beside, running
 
 # The server has a database of its own; the mark says that what is claimed here is claimed of both databases.
 pytestmark = pytest.mark.django_db
@@ -32,23 +27,6 @@ for _ in range(10):
         "plan": str(license.plan_revision.plan_id), "member": str(member.pk)})
 print(json.dumps({"secret": make_credential()[1], "licenses": licenses}))
 """
-
-
-@contextlib.contextmanager
-def database_beside() -> Iterator[str | None]:
-    """Make a database beside the one of this test run, of the same kind; None is a file of the server's own."""
-    url = os.environ["DATABASE_URL"]
-    if url.startswith("sqlite"):
-        yield None
-        return
-    name = f"licentia_http_{secrets.token_hex(6)}"
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"'.encode())
-    try:
-        yield urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
-    finally:
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,8 @@ import psutil
 import pytest
 from django.utils import timezone
 
-from tests.api.running import ROOT, Running, python, running
+from tests.api.running import ROOT, Running, database_beside, python, running
 from tests.concurrency.sender import CHUNK, license_of, quantity
-from tests.concurrency.test_http_seats import database_beside
 
 # The server has a database of its own; the mark says that what is claimed here is claimed of both databases.
 pytestmark = pytest.mark.django_db

@@ -15,8 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.api.running import ROOT, python
-from tests.concurrency.test_http_seats import database_beside
+from tests.api.running import ROOT, database_beside, python
 from tests.faults.conftest import Line
 
 LONG = bool(os.environ.get("LICENTIA_SOAK"))
@@ -54,7 +53,11 @@ def test_it_ends_where_one_left_alone_ends(tell: Callable[[Line], None]) -> None
     seed = int(os.environ.get("LICENTIA_SEED", random.SystemRandom().randrange(2**32)))
     print(f"LICENTIA_SEED={seed}")
     dice = random.Random(seed)
-    with database_beside() as alone, database_beside() as killed, tempfile.TemporaryDirectory() as folder:
+    with (
+        database_beside(empty=True) as alone,
+        database_beside(empty=True) as killed,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         urls = [url or f"sqlite:///{folder}/{name}.sqlite3" for url, name in ((alone, "alone"), (killed, "killed"))]
         begun = time.monotonic()
         assert _migrate(folder, urls[0], None) == 0

@@ -14,8 +14,7 @@ from django.utils import timezone
 
 from licensing import decisions
 from licensing.models import DecisionRecord
-from tests.api.running import Running, python, running
-from tests.concurrency.test_http_seats import database_beside
+from tests.api.running import Running, database_beside, python, running
 from tests.servers import Postgres
 from tests.signing import Signer
 

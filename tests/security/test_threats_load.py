@@ -14,8 +14,7 @@ import pytest
 
 from benchmarks.load import Load, post, run
 from licensing import keyformat
-from tests.api.running import Running, running
-from tests.concurrency.test_http_seats import database_beside
+from tests.api.running import Running, database_beside, running
 
 pytestmark = pytest.mark.django_db
 SEED = """

@@ -33,10 +33,9 @@ from licensing import crypto, tokens
 from licensing.crypto import KeyRing, NotAuthentic
 from licensing.models import Anomaly
 from tests.api.conftest import Api, World, assert_problem, by_key, caller, make_world
-from tests.api.running import running
+from tests.api.running import database_beside, running
 from tests.api.test_signed_answers import PUBLIC_URL, Exchange, exchanged, public_keys, verify
 from tests.api.test_signed_clients import call, machine
-from tests.concurrency.test_http_seats import database_beside
 from tests.factories import make_license_and_key
 from tests.licensing.test_signatures import BENT, NOW, REWRITTEN
 from tests.servers import Redis
