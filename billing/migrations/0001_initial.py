@@ -355,6 +355,40 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["meter", "-number"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("meter", "number"), name="meter_revision_number_is_unique"),
+                    models.UniqueConstraint(
+                        condition=models.Q(("state", "published")),
+                        fields=("meter",),
+                        name="one_published_revision_per_meter",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("state__in", ["draft", "published", "retired"])),
+                        name="meter_revision_state_is_known",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("aggregation__in", ["sum", "count", "unique", "max", "latest", "time_weighted_sum"])
+                        ),
+                        name="meter_revision_aggregation_is_known",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("aggregation", "unique"), models.Q(("unique_by", ""), _negated=True)),
+                            models.Q(models.Q(("aggregation", "unique"), _negated=True), ("unique_by", "")),
+                            _connector="OR",
+                        ),
+                        name="unique_meter_names_its_dimension",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("published_at", None), ("state", "draft")),
+                            models.Q(models.Q(("state", "draft"), _negated=True), ("published_at__isnull", False)),
+                            _connector="OR",
+                        ),
+                        name="meter_revision_is_published_at_an_instant",
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -375,6 +409,12 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["plan", "currency"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("plan", "currency"), name="one_price_per_plan_and_currency"),
+                    models.CheckConstraint(
+                        condition=models.Q(("currency__regex", "^[A-Z]{3}$")), name="price_currency_is_a_code"
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -464,6 +504,25 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["price", "-number"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("price", "number"), name="price_revision_number_is_unique"),
+                    models.CheckConstraint(
+                        condition=models.Q(("state__in", ["draft", "published", "retired"])),
+                        name="price_revision_state_is_known",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("published_at", None), ("state", "draft")),
+                            models.Q(
+                                models.Q(("state", "draft"), _negated=True),
+                                ("effective_at__isnull", False),
+                                ("published_at__isnull", False),
+                            ),
+                            _connector="OR",
+                        ),
+                        name="price_revision_is_published_at_an_instant",
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -513,6 +572,30 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["-id"],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            (
+                                "stage__in",
+                                [
+                                    "prepared",
+                                    "rehearsed",
+                                    "shadow",
+                                    "canary",
+                                    "all",
+                                    "verified",
+                                    "final",
+                                    "rolling_back",
+                                    "rolled_back",
+                                ],
+                            )
+                        ),
+                        name="rollout_stage_is_known",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("percent__lte", 100)), name="rollout_percent_is_at_most_100"
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -548,6 +631,16 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["rollout", "license", "id"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("rollout", "license", "kind", "subject", "before", "after"),
+                        name="rollout_difference_is_said_once",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("kind__in", ["money", "decision", "limit"])),
+                        name="difference_kind_is_known",
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -605,6 +698,27 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["rollout", "license"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("rollout", "license"), name="license_is_once_in_a_rollout"),
+                    models.UniqueConstraint(
+                        condition=models.Q(("state__in", ("pending", "switched"))),
+                        fields=("license",),
+                        name="license_is_in_one_open_rollout",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("state__in", ["pending", "switched", "skipped", "reverted", "final"])),
+                        name="rollout_member_state_is_known",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("state__in", ("switched", "final")), _negated=True),
+                            ("change__isnull", False),
+                            _connector="OR",
+                        ),
+                        name="rollout_member_has_its_change_once_switched",
+                    ),
+                ],
+                "indexes": [models.Index(fields=["rollout", "state", "license"], name="rollout_member_by_state")],
             },
         ),
         migrations.CreateModel(
@@ -648,6 +762,11 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["license_id", "meter_revision_id", "window", "starts_at"],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("window__in", ["hour", "day", "month"])), name="rollup_window_is_known"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
@@ -702,6 +821,48 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["-starts_at", "-id"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("state", "void"), _negated=True),
+                        fields=("customer", "currency", "starts_at"),
+                        name="one_statement_per_customer_and_period",
+                    ),
+                    models.UniqueConstraint(
+                        fields=("customer", "number"), name="statement_number_is_unique_per_customer"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("state__in", ["draft", "final", "paid", "void"])),
+                        name="statement_state_is_known",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("final_at", None), ("number", None), ("state", "draft")),
+                            models.Q(
+                                models.Q(("state", "draft"), _negated=True),
+                                ("final_at__isnull", False),
+                                ("number__isnull", False),
+                            ),
+                            _connector="OR",
+                        ),
+                        name="statement_has_its_number_once_final",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            (
+                                "total_minor",
+                                django.db.models.expressions.CombinedExpression(
+                                    models.F("subtotal_minor"), "+", models.F("tax_minor")
+                                ),
+                            )
+                        ),
+                        name="statement_adds_up",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("ends_at__gt", models.F("starts_at"))),
+                        name="statement_ends_after_it_starts",
+                    ),
+                ],
+                "indexes": [models.Index(fields=["state", "ends_at"], name="statement_by_state")],
             },
         ),
         migrations.CreateModel(
@@ -730,6 +891,13 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["created_at"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("source", "reference"), name="payment_is_recorded_once"),
+                    models.CheckConstraint(condition=models.Q(("amount_minor__gt", 0)), name="payment_is_positive"),
+                    models.CheckConstraint(
+                        condition=models.Q(("source__in", ["gateway", "by_hand"])), name="payment_source_is_known"
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -777,6 +945,20 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["-created_at"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("external_id", ""), _negated=True),
+                        fields=("external_id",),
+                        name="gateway_invoice_is_of_one_statement",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("state__in", ["waiting", "open", "uncollectible", "paid", "void", "not_needed"])
+                        ),
+                        name="gateway_invoice_state_is_known",
+                    ),
+                ],
+                "indexes": [models.Index(fields=["state", "next_at"], name="gateway_invoice_due")],
             },
         ),
         migrations.CreateModel(
@@ -800,6 +982,12 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["statement", "days"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("statement", "days", "act"), name="dunning_step_is_taken_once"),
+                    models.CheckConstraint(
+                        condition=models.Q(("act__in", ["reminder", "hold"])), name="dunning_act_is_known"
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -834,6 +1022,9 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["created_at"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("statement", "license"), name="statement_holds_a_license_once")
+                ],
             },
         ),
         migrations.CreateModel(
@@ -927,6 +1118,17 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["statement", "position"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("statement", "position"), name="line_position_is_unique_per_statement"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("kind__in", ["flat", "seats", "usage", "minimum", "discount", "credit", "adjustment"])
+                        ),
+                        name="line_kind_is_known",
+                    ),
+                ],
             },
         ),
         CreatePartitioned(
@@ -1034,292 +1236,6 @@ class Migration(migrations.Migration):
                     ),
                 ],
             },
-        ),
-        migrations.AddConstraint(
-            model_name="meterrevision",
-            constraint=models.UniqueConstraint(fields=("meter", "number"), name="meter_revision_number_is_unique"),
-        ),
-        migrations.AddConstraint(
-            model_name="meterrevision",
-            constraint=models.UniqueConstraint(
-                condition=models.Q(("state", "published")), fields=("meter",), name="one_published_revision_per_meter"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="meterrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("state__in", ["draft", "published", "retired"])),
-                name="meter_revision_state_is_known",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="meterrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    ("aggregation__in", ["sum", "count", "unique", "max", "latest", "time_weighted_sum"])
-                ),
-                name="meter_revision_aggregation_is_known",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="meterrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("aggregation", "unique"), models.Q(("unique_by", ""), _negated=True)),
-                    models.Q(models.Q(("aggregation", "unique"), _negated=True), ("unique_by", "")),
-                    _connector="OR",
-                ),
-                name="unique_meter_names_its_dimension",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="meterrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("published_at", None), ("state", "draft")),
-                    models.Q(models.Q(("state", "draft"), _negated=True), ("published_at__isnull", False)),
-                    _connector="OR",
-                ),
-                name="meter_revision_is_published_at_an_instant",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="price",
-            constraint=models.UniqueConstraint(fields=("plan", "currency"), name="one_price_per_plan_and_currency"),
-        ),
-        migrations.AddConstraint(
-            model_name="price",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("currency__regex", "^[A-Z]{3}$")), name="price_currency_is_a_code"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="pricerevision",
-            constraint=models.UniqueConstraint(fields=("price", "number"), name="price_revision_number_is_unique"),
-        ),
-        migrations.AddConstraint(
-            model_name="pricerevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("state__in", ["draft", "published", "retired"])),
-                name="price_revision_state_is_known",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="pricerevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("published_at", None), ("state", "draft")),
-                    models.Q(
-                        models.Q(("state", "draft"), _negated=True),
-                        ("effective_at__isnull", False),
-                        ("published_at__isnull", False),
-                    ),
-                    _connector="OR",
-                ),
-                name="price_revision_is_published_at_an_instant",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="rollout",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    (
-                        "stage__in",
-                        [
-                            "prepared",
-                            "rehearsed",
-                            "shadow",
-                            "canary",
-                            "all",
-                            "verified",
-                            "final",
-                            "rolling_back",
-                            "rolled_back",
-                        ],
-                    )
-                ),
-                name="rollout_stage_is_known",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="rollout",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("percent__lte", 100)), name="rollout_percent_is_at_most_100"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="rolloutdifference",
-            constraint=models.UniqueConstraint(
-                fields=("rollout", "license", "kind", "subject", "before", "after"),
-                name="rollout_difference_is_said_once",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="rolloutdifference",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("kind__in", ["money", "decision", "limit"])), name="difference_kind_is_known"
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="rolloutmember",
-            index=models.Index(fields=["rollout", "state", "license"], name="rollout_member_by_state"),
-        ),
-        migrations.AddConstraint(
-            model_name="rolloutmember",
-            constraint=models.UniqueConstraint(fields=("rollout", "license"), name="license_is_once_in_a_rollout"),
-        ),
-        migrations.AddConstraint(
-            model_name="rolloutmember",
-            constraint=models.UniqueConstraint(
-                condition=models.Q(("state__in", ("pending", "switched"))),
-                fields=("license",),
-                name="license_is_in_one_open_rollout",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="rolloutmember",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("state__in", ["pending", "switched", "skipped", "reverted", "final"])),
-                name="rollout_member_state_is_known",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="rolloutmember",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("state__in", ("switched", "final")), _negated=True),
-                    ("change__isnull", False),
-                    _connector="OR",
-                ),
-                name="rollout_member_has_its_change_once_switched",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="rollup",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("window__in", ["hour", "day", "month"])), name="rollup_window_is_known"
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="statement",
-            index=models.Index(fields=["state", "ends_at"], name="statement_by_state"),
-        ),
-        migrations.AddConstraint(
-            model_name="statement",
-            constraint=models.UniqueConstraint(
-                condition=models.Q(("state", "void"), _negated=True),
-                fields=("customer", "currency", "starts_at"),
-                name="one_statement_per_customer_and_period",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="statement",
-            constraint=models.UniqueConstraint(
-                fields=("customer", "number"), name="statement_number_is_unique_per_customer"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="statement",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("state__in", ["draft", "final", "paid", "void"])), name="statement_state_is_known"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="statement",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("final_at", None), ("number", None), ("state", "draft")),
-                    models.Q(
-                        models.Q(("state", "draft"), _negated=True),
-                        ("final_at__isnull", False),
-                        ("number__isnull", False),
-                    ),
-                    _connector="OR",
-                ),
-                name="statement_has_its_number_once_final",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="statement",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    (
-                        "total_minor",
-                        django.db.models.expressions.CombinedExpression(
-                            models.F("subtotal_minor"), "+", models.F("tax_minor")
-                        ),
-                    )
-                ),
-                name="statement_adds_up",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="statement",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("ends_at__gt", models.F("starts_at"))), name="statement_ends_after_it_starts"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="payment",
-            constraint=models.UniqueConstraint(fields=("source", "reference"), name="payment_is_recorded_once"),
-        ),
-        migrations.AddConstraint(
-            model_name="payment",
-            constraint=models.CheckConstraint(condition=models.Q(("amount_minor__gt", 0)), name="payment_is_positive"),
-        ),
-        migrations.AddConstraint(
-            model_name="payment",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("source__in", ["gateway", "by_hand"])), name="payment_source_is_known"
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="gatewayinvoice",
-            index=models.Index(fields=["state", "next_at"], name="gateway_invoice_due"),
-        ),
-        migrations.AddConstraint(
-            model_name="gatewayinvoice",
-            constraint=models.UniqueConstraint(
-                condition=models.Q(("external_id", ""), _negated=True),
-                fields=("external_id",),
-                name="gateway_invoice_is_of_one_statement",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="gatewayinvoice",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("state__in", ["waiting", "open", "uncollectible", "paid", "void", "not_needed"])),
-                name="gateway_invoice_state_is_known",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="dunningstep",
-            constraint=models.UniqueConstraint(fields=("statement", "days", "act"), name="dunning_step_is_taken_once"),
-        ),
-        migrations.AddConstraint(
-            model_name="dunningstep",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("act__in", ["reminder", "hold"])), name="dunning_act_is_known"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="dunninghold",
-            constraint=models.UniqueConstraint(fields=("statement", "license"), name="statement_holds_a_license_once"),
-        ),
-        migrations.AddConstraint(
-            model_name="statementline",
-            constraint=models.UniqueConstraint(
-                fields=("statement", "position"), name="line_position_is_unique_per_statement"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="statementline",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    ("kind__in", ["flat", "seats", "usage", "minimum", "discount", "credit", "adjustment"])
-                ),
-                name="line_kind_is_known",
-            ),
         ),
         migrations.RunPython(key_changes_by_license, migrations.RunPython.noop),
     ]

@@ -55,22 +55,6 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name="Plan",
-            fields=[
-                (
-                    "id",
-                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
-                ),
-                ("created_at", models.DateTimeField(editable=False)),
-                ("code", models.SlugField(max_length=64)),
-                ("name", models.CharField(max_length=200)),
-                ("description", models.TextField(blank=True)),
-            ],
-            options={
-                "ordering": ["product", "code"],
-            },
-        ),
-        migrations.CreateModel(
             name="Product",
             fields=[
                 (
@@ -84,6 +68,31 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["code"],
+            },
+        ),
+        migrations.CreateModel(
+            name="Plan",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("code", models.SlugField(max_length=64)),
+                ("name", models.CharField(max_length=200)),
+                ("description", models.TextField(blank=True)),
+                (
+                    "product",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="plans", to="licensing.product"
+                    ),
+                ),
+            ],
+            options={
+                "ordering": ["product", "code"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("product", "code"), name="plan_code_is_unique_per_product")
+                ],
             },
         ),
         migrations.CreateModel(
@@ -351,6 +360,193 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="PlanRevision",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("number", models.PositiveIntegerField()),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[("draft", "Draft"), ("published", "Published"), ("retired", "Retired")],
+                        default="draft",
+                        max_length=16,
+                    ),
+                ),
+                ("published_at", models.DateTimeField(blank=True, null=True)),
+                ("retired_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "scheme",
+                    models.CharField(
+                        choices=[("seats", "Seats"), ("usage", "Usage"), ("both", "seats and usage")],
+                        default="seats",
+                        max_length=16,
+                    ),
+                ),
+                ("trial", models.BooleanField(default=False, help_text="Offered for trying out, not for sale.")),
+                (
+                    "seat_kind",
+                    models.CharField(
+                        choices=[("named", "Named"), ("floating", "Floating")], default="named", max_length=16
+                    ),
+                ),
+                ("seat_limit", models.PositiveIntegerField(blank=True, help_text="Empty: no limit.", null=True)),
+                (
+                    "seat_required",
+                    models.BooleanField(
+                        default=False, help_text="Valid only for somebody who holds a seat and says so."
+                    ),
+                ),
+                (
+                    "seat_churn_limit",
+                    models.PositiveIntegerField(
+                        blank=True,
+                        help_text="Releases and transfers allowed per churn window. Empty: no limit.",
+                        null=True,
+                    ),
+                ),
+                ("activation_limit", models.PositiveIntegerField(blank=True, help_text="Empty: no limit.", null=True)),
+                (
+                    "activation_required",
+                    models.BooleanField(
+                        default=False, help_text="Valid only on a machine with an activation (node-locked)."
+                    ),
+                ),
+                (
+                    "activation_churn_limit",
+                    models.PositiveIntegerField(
+                        blank=True, help_text="Deactivations allowed per churn window. Empty: no limit.", null=True
+                    ),
+                ),
+                (
+                    "fingerprint_scope",
+                    models.CharField(
+                        choices=[("license", "once per license"), ("product", "on one license of the product")],
+                        default="license",
+                        max_length=16,
+                    ),
+                ),
+                (
+                    "churn_window",
+                    models.DurationField(
+                        blank=True, help_text="The window the churn limits count in, e.g. 30 days.", null=True
+                    ),
+                ),
+                (
+                    "validity_basis",
+                    models.CharField(
+                        choices=[
+                            ("from_issue", "from issue"),
+                            ("from_first_activation", "from first activation"),
+                            ("fixed_date", "until a fixed date"),
+                        ],
+                        default="from_issue",
+                        max_length=32,
+                    ),
+                ),
+                ("duration", models.DurationField(blank=True, help_text="Empty: perpetual.", null=True)),
+                ("fixed_expires_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "renewal_basis",
+                    models.CharField(
+                        choices=[
+                            ("from_expiry", "from the expiry"),
+                            ("from_now", "from the renewal"),
+                            ("from_now_if_expired", "from the expiry, or from the renewal when already expired"),
+                        ],
+                        default="from_expiry",
+                        max_length=32,
+                    ),
+                ),
+                (
+                    "grace_period",
+                    models.DurationField(blank=True, help_text="Use still allowed after the expiry.", null=True),
+                ),
+                (
+                    "maintenance",
+                    models.DurationField(
+                        blank=True,
+                        help_text="Versions released within this time are covered. Empty: all versions.",
+                        null=True,
+                    ),
+                ),
+                (
+                    "plan",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="revisions", to="licensing.plan"
+                    ),
+                ),
+            ],
+            options={
+                "ordering": ["plan", "-number"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("plan", "number"), name="revision_number_is_unique_per_plan"),
+                    models.UniqueConstraint(
+                        condition=models.Q(("state", "published")),
+                        fields=("plan",),
+                        name="one_published_revision_per_plan",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("number__gte", 1)), name="revision_number_starts_at_one"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("state__in", ["draft", "published", "retired"])),
+                        name="revision_state_is_known",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("scheme__in", ["seats", "usage", "both"])), name="revision_scheme_is_known"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("published_at", None), ("state", "draft")),
+                            models.Q(models.Q(("state", "draft"), _negated=True), ("published_at__isnull", False)),
+                            _connector="OR",
+                        ),
+                        name="revision_is_published_at_an_instant",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("retired_at__isnull", False), ("state", "retired")),
+                            models.Q(models.Q(("state", "retired"), _negated=True), ("retired_at", None)),
+                            _connector="OR",
+                        ),
+                        name="revision_is_retired_at_an_instant",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("validity_basis", "fixed_date"), _negated=True),
+                            ("fixed_expires_at__isnull", False),
+                            _connector="OR",
+                        ),
+                        name="fixed_date_validity_has_its_date",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("duration", None), ("duration__gt", datetime.timedelta(0)), _connector="OR"
+                        ),
+                        name="revision_duration_is_positive",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("grace_period", None), ("grace_period__gte", datetime.timedelta(0)), _connector="OR"
+                        ),
+                        name="grace_period_is_not_negative",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("activation_churn_limit", None), ("seat_churn_limit", None)),
+                            ("churn_window__isnull", False),
+                            _connector="OR",
+                        ),
+                        name="churn_limit_has_its_window",
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
             name="License",
             fields=[
                 (
@@ -402,6 +598,20 @@ class Migration(migrations.Migration):
                         on_delete=django.db.models.deletion.PROTECT, related_name="licenses", to="licensing.customer"
                     ),
                 ),
+                (
+                    "plan_revision",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="licenses",
+                        to="licensing.planrevision",
+                    ),
+                ),
+                (
+                    "product",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="licenses", to="licensing.product"
+                    ),
+                ),
             ],
             options={
                 "ordering": ["-id"],
@@ -411,6 +621,85 @@ class Migration(migrations.Migration):
                     ("revoke_license", "Can revoke licenses"),
                     ("reveal_key", "Can reveal license keys"),
                     ("manage_seats", "Can assign and release seats and machines"),
+                ],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("seats_ceiling", None), ("seats_used__lte", models.F("seats_ceiling")), _connector="OR"
+                        ),
+                        name="seats_used_is_within_ceiling",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("seat_limit", None), ("seats_ceiling", None)),
+                            models.Q(
+                                ("seat_limit__isnull", False),
+                                ("seats_ceiling__gte", models.F("seat_limit")),
+                                ("seats_ceiling__isnull", False),
+                            ),
+                            _connector="OR",
+                        ),
+                        name="seats_ceiling_is_at_least_the_limit",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("activations_ceiling", None),
+                            ("activations_used__lte", models.F("activations_ceiling")),
+                            _connector="OR",
+                        ),
+                        name="activations_used_is_within_ceiling",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("activation_limit", None), ("activations_ceiling", None)),
+                            models.Q(
+                                ("activation_limit__isnull", False),
+                                ("activations_ceiling__gte", models.F("activation_limit")),
+                                ("activations_ceiling__isnull", False),
+                            ),
+                            _connector="OR",
+                        ),
+                        name="activations_ceiling_is_at_least_the_limit",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("seats_ceiling", None),
+                            ("seats_ceiling", models.F("seat_limit")),
+                            ("seats_ceiling", models.F("seats_used")),
+                            _connector="OR",
+                        ),
+                        name="seats_ceiling_is_the_limit_or_what_is_used",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("activations_ceiling", None),
+                            ("activations_ceiling", models.F("activation_limit")),
+                            ("activations_ceiling", models.F("activations_used")),
+                            _connector="OR",
+                        ),
+                        name="activations_ceiling_is_the_limit_or_what_is_used",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("expires_at", None), ("expires_at__gt", models.F("starts_at")), _connector="OR"
+                        ),
+                        name="license_expires_after_it_starts",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("grace_until", None),
+                            models.Q(("expires_at__isnull", False), ("grace_until__gte", models.F("expires_at"))),
+                            _connector="OR",
+                        ),
+                        name="grace_ends_after_expiry",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("scheme__in", ["seats", "usage", "both"])), name="license_scheme_is_known"
+                    ),
+                ],
+                "indexes": [
+                    models.Index(condition=models.Q(("due_at__isnull", False)), fields=["due_at"], name="license_due"),
+                    models.Index(fields=["customer", "id"], name="license_by_customer"),
                 ],
             },
         ),
@@ -724,138 +1013,6 @@ class Migration(migrations.Migration):
             bases=(simple_history.models.HistoricalChanges, models.Model),
         ),
         migrations.CreateModel(
-            name="PlanRevision",
-            fields=[
-                (
-                    "id",
-                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
-                ),
-                ("created_at", models.DateTimeField(editable=False)),
-                ("number", models.PositiveIntegerField()),
-                (
-                    "state",
-                    models.CharField(
-                        choices=[("draft", "Draft"), ("published", "Published"), ("retired", "Retired")],
-                        default="draft",
-                        max_length=16,
-                    ),
-                ),
-                ("published_at", models.DateTimeField(blank=True, null=True)),
-                ("retired_at", models.DateTimeField(blank=True, null=True)),
-                (
-                    "scheme",
-                    models.CharField(
-                        choices=[("seats", "Seats"), ("usage", "Usage"), ("both", "seats and usage")],
-                        default="seats",
-                        max_length=16,
-                    ),
-                ),
-                ("trial", models.BooleanField(default=False, help_text="Offered for trying out, not for sale.")),
-                (
-                    "seat_kind",
-                    models.CharField(
-                        choices=[("named", "Named"), ("floating", "Floating")], default="named", max_length=16
-                    ),
-                ),
-                ("seat_limit", models.PositiveIntegerField(blank=True, help_text="Empty: no limit.", null=True)),
-                (
-                    "seat_required",
-                    models.BooleanField(
-                        default=False, help_text="Valid only for somebody who holds a seat and says so."
-                    ),
-                ),
-                (
-                    "seat_churn_limit",
-                    models.PositiveIntegerField(
-                        blank=True,
-                        help_text="Releases and transfers allowed per churn window. Empty: no limit.",
-                        null=True,
-                    ),
-                ),
-                ("activation_limit", models.PositiveIntegerField(blank=True, help_text="Empty: no limit.", null=True)),
-                (
-                    "activation_required",
-                    models.BooleanField(
-                        default=False, help_text="Valid only on a machine with an activation (node-locked)."
-                    ),
-                ),
-                (
-                    "activation_churn_limit",
-                    models.PositiveIntegerField(
-                        blank=True, help_text="Deactivations allowed per churn window. Empty: no limit.", null=True
-                    ),
-                ),
-                (
-                    "fingerprint_scope",
-                    models.CharField(
-                        choices=[("license", "once per license"), ("product", "on one license of the product")],
-                        default="license",
-                        max_length=16,
-                    ),
-                ),
-                (
-                    "churn_window",
-                    models.DurationField(
-                        blank=True, help_text="The window the churn limits count in, e.g. 30 days.", null=True
-                    ),
-                ),
-                (
-                    "validity_basis",
-                    models.CharField(
-                        choices=[
-                            ("from_issue", "from issue"),
-                            ("from_first_activation", "from first activation"),
-                            ("fixed_date", "until a fixed date"),
-                        ],
-                        default="from_issue",
-                        max_length=32,
-                    ),
-                ),
-                ("duration", models.DurationField(blank=True, help_text="Empty: perpetual.", null=True)),
-                ("fixed_expires_at", models.DateTimeField(blank=True, null=True)),
-                (
-                    "renewal_basis",
-                    models.CharField(
-                        choices=[
-                            ("from_expiry", "from the expiry"),
-                            ("from_now", "from the renewal"),
-                            ("from_now_if_expired", "from the expiry, or from the renewal when already expired"),
-                        ],
-                        default="from_expiry",
-                        max_length=32,
-                    ),
-                ),
-                (
-                    "grace_period",
-                    models.DurationField(blank=True, help_text="Use still allowed after the expiry.", null=True),
-                ),
-                (
-                    "maintenance",
-                    models.DurationField(
-                        blank=True,
-                        help_text="Versions released within this time are covered. Empty: all versions.",
-                        null=True,
-                    ),
-                ),
-                (
-                    "plan",
-                    models.ForeignKey(
-                        on_delete=django.db.models.deletion.PROTECT, related_name="revisions", to="licensing.plan"
-                    ),
-                ),
-            ],
-            options={
-                "ordering": ["plan", "-number"],
-            },
-        ),
-        migrations.AddField(
-            model_name="license",
-            name="plan_revision",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.PROTECT, related_name="licenses", to="licensing.planrevision"
-            ),
-        ),
-        migrations.CreateModel(
             name="Entitlement",
             fields=[
                 (
@@ -891,21 +1048,32 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["key"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("plan_revision", "key"), name="entitlement_key_is_unique_per_revision"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("amount", None), ("kind", "flag"), ("meter", ""), ("value", "")),
+                            models.Q(
+                                ("amount", None),
+                                ("kind", "value"),
+                                ("meter", ""),
+                                models.Q(("value", ""), _negated=True),
+                            ),
+                            models.Q(
+                                ("amount__gte", 0),
+                                ("amount__isnull", False),
+                                ("kind", "allowance"),
+                                ("value", ""),
+                                models.Q(("meter", ""), _negated=True),
+                            ),
+                            _connector="OR",
+                        ),
+                        name="entitlement_holds_what_its_kind_says",
+                    ),
+                ],
             },
-        ),
-        migrations.AddField(
-            model_name="plan",
-            name="product",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.PROTECT, related_name="plans", to="licensing.product"
-            ),
-        ),
-        migrations.AddField(
-            model_name="license",
-            name="product",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.PROTECT, related_name="licenses", to="licensing.product"
-            ),
         ),
         migrations.CreateModel(
             name="HistoricalPlan",
@@ -1061,6 +1229,9 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["product", "-released_at"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("product", "version"), name="release_version_is_unique_per_product")
+                ],
             },
         ),
         migrations.CreateModel(
@@ -1095,6 +1266,32 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["-id"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("released_at", None)),
+                        fields=("license", "holder"),
+                        name="holder_has_one_seat_per_license",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("released_at__isnull", False), ("state", "released")),
+                            models.Q(models.Q(("state", "released"), _negated=True), ("released_at", None)),
+                            _connector="OR",
+                        ),
+                        name="seat_is_released_at_an_instant",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("state__in", ["reserved", "assigned", "blocked", "released"])),
+                        name="seat_state_is_known",
+                    ),
+                ],
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("released_at__isnull", False)),
+                        fields=["license", "released_at"],
+                        name="seat_churn",
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
@@ -1191,6 +1388,25 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["-id"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("deactivated_at", None)),
+                        fields=("license", "fingerprint"),
+                        name="machine_is_active_once_per_license",
+                    ),
+                    models.UniqueConstraint(
+                        condition=models.Q(("deactivated_at", None)),
+                        fields=("scope", "fingerprint"),
+                        name="machine_is_active_once_per_scope",
+                    ),
+                ],
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("deactivated_at__isnull", False)),
+                        fields=["license", "deactivated_at"],
+                        name="activation_churn",
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
@@ -1224,6 +1440,12 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["-starts_at"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("license", "starts_at"), name="term_starts_once_per_license"),
+                    models.CheckConstraint(
+                        condition=models.Q(("scheme__in", ["seats", "usage", "both"])), name="term_scheme_is_known"
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -1456,301 +1678,5 @@ class Migration(migrations.Migration):
                     ),
                 ],
             },
-        ),
-        migrations.AddConstraint(
-            model_name="planrevision",
-            constraint=models.UniqueConstraint(fields=("plan", "number"), name="revision_number_is_unique_per_plan"),
-        ),
-        migrations.AddConstraint(
-            model_name="planrevision",
-            constraint=models.UniqueConstraint(
-                condition=models.Q(("state", "published")), fields=("plan",), name="one_published_revision_per_plan"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="planrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("number__gte", 1)), name="revision_number_starts_at_one"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="planrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("state__in", ["draft", "published", "retired"])), name="revision_state_is_known"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="planrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("scheme__in", ["seats", "usage", "both"])), name="revision_scheme_is_known"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="planrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("published_at", None), ("state", "draft")),
-                    models.Q(models.Q(("state", "draft"), _negated=True), ("published_at__isnull", False)),
-                    _connector="OR",
-                ),
-                name="revision_is_published_at_an_instant",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="planrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("retired_at__isnull", False), ("state", "retired")),
-                    models.Q(models.Q(("state", "retired"), _negated=True), ("retired_at", None)),
-                    _connector="OR",
-                ),
-                name="revision_is_retired_at_an_instant",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="planrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("validity_basis", "fixed_date"), _negated=True),
-                    ("fixed_expires_at__isnull", False),
-                    _connector="OR",
-                ),
-                name="fixed_date_validity_has_its_date",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="planrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("duration", None), ("duration__gt", datetime.timedelta(0)), _connector="OR"),
-                name="revision_duration_is_positive",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="planrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    ("grace_period", None), ("grace_period__gte", datetime.timedelta(0)), _connector="OR"
-                ),
-                name="grace_period_is_not_negative",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="planrevision",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("activation_churn_limit", None), ("seat_churn_limit", None)),
-                    ("churn_window__isnull", False),
-                    _connector="OR",
-                ),
-                name="churn_limit_has_its_window",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="entitlement",
-            constraint=models.UniqueConstraint(
-                fields=("plan_revision", "key"), name="entitlement_key_is_unique_per_revision"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="entitlement",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("amount", None), ("kind", "flag"), ("meter", ""), ("value", "")),
-                    models.Q(
-                        ("amount", None), ("kind", "value"), ("meter", ""), models.Q(("value", ""), _negated=True)
-                    ),
-                    models.Q(
-                        ("amount__gte", 0),
-                        ("amount__isnull", False),
-                        ("kind", "allowance"),
-                        ("value", ""),
-                        models.Q(("meter", ""), _negated=True),
-                    ),
-                    _connector="OR",
-                ),
-                name="entitlement_holds_what_its_kind_says",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="plan",
-            constraint=models.UniqueConstraint(fields=("product", "code"), name="plan_code_is_unique_per_product"),
-        ),
-        migrations.AddIndex(
-            model_name="license",
-            index=models.Index(condition=models.Q(("due_at__isnull", False)), fields=["due_at"], name="license_due"),
-        ),
-        migrations.AddIndex(
-            model_name="license",
-            index=models.Index(fields=["customer", "id"], name="license_by_customer"),
-        ),
-        migrations.AddConstraint(
-            model_name="license",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    ("seats_ceiling", None), ("seats_used__lte", models.F("seats_ceiling")), _connector="OR"
-                ),
-                name="seats_used_is_within_ceiling",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="license",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("seat_limit", None), ("seats_ceiling", None)),
-                    models.Q(
-                        ("seat_limit__isnull", False),
-                        ("seats_ceiling__gte", models.F("seat_limit")),
-                        ("seats_ceiling__isnull", False),
-                    ),
-                    _connector="OR",
-                ),
-                name="seats_ceiling_is_at_least_the_limit",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="license",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    ("activations_ceiling", None),
-                    ("activations_used__lte", models.F("activations_ceiling")),
-                    _connector="OR",
-                ),
-                name="activations_used_is_within_ceiling",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="license",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("activation_limit", None), ("activations_ceiling", None)),
-                    models.Q(
-                        ("activation_limit__isnull", False),
-                        ("activations_ceiling__gte", models.F("activation_limit")),
-                        ("activations_ceiling__isnull", False),
-                    ),
-                    _connector="OR",
-                ),
-                name="activations_ceiling_is_at_least_the_limit",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="license",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    ("seats_ceiling", None),
-                    ("seats_ceiling", models.F("seat_limit")),
-                    ("seats_ceiling", models.F("seats_used")),
-                    _connector="OR",
-                ),
-                name="seats_ceiling_is_the_limit_or_what_is_used",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="license",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    ("activations_ceiling", None),
-                    ("activations_ceiling", models.F("activation_limit")),
-                    ("activations_ceiling", models.F("activations_used")),
-                    _connector="OR",
-                ),
-                name="activations_ceiling_is_the_limit_or_what_is_used",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="license",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("expires_at", None), ("expires_at__gt", models.F("starts_at")), _connector="OR"),
-                name="license_expires_after_it_starts",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="license",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    ("grace_until", None),
-                    models.Q(("expires_at__isnull", False), ("grace_until__gte", models.F("expires_at"))),
-                    _connector="OR",
-                ),
-                name="grace_ends_after_expiry",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="license",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("scheme__in", ["seats", "usage", "both"])), name="license_scheme_is_known"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="release",
-            constraint=models.UniqueConstraint(
-                fields=("product", "version"), name="release_version_is_unique_per_product"
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="seat",
-            index=models.Index(
-                condition=models.Q(("released_at__isnull", False)), fields=["license", "released_at"], name="seat_churn"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="seat",
-            constraint=models.UniqueConstraint(
-                condition=models.Q(("released_at", None)),
-                fields=("license", "holder"),
-                name="holder_has_one_seat_per_license",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="seat",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("released_at__isnull", False), ("state", "released")),
-                    models.Q(models.Q(("state", "released"), _negated=True), ("released_at", None)),
-                    _connector="OR",
-                ),
-                name="seat_is_released_at_an_instant",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="seat",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("state__in", ["reserved", "assigned", "blocked", "released"])),
-                name="seat_state_is_known",
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="activation",
-            index=models.Index(
-                condition=models.Q(("deactivated_at__isnull", False)),
-                fields=["license", "deactivated_at"],
-                name="activation_churn",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="activation",
-            constraint=models.UniqueConstraint(
-                condition=models.Q(("deactivated_at", None)),
-                fields=("license", "fingerprint"),
-                name="machine_is_active_once_per_license",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="activation",
-            constraint=models.UniqueConstraint(
-                condition=models.Q(("deactivated_at", None)),
-                fields=("scope", "fingerprint"),
-                name="machine_is_active_once_per_scope",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="term",
-            constraint=models.UniqueConstraint(fields=("license", "starts_at"), name="term_starts_once_per_license"),
-        ),
-        migrations.AddConstraint(
-            model_name="term",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("scheme__in", ["seats", "usage", "both"])), name="term_scheme_is_known"
-            ),
         ),
     ]

@@ -44,9 +44,40 @@ class Migration(migrations.Migration):
                 ("renewed_at", models.DateTimeField()),
                 ("expires_at", models.DateTimeField()),
                 ("ended_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "activation",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="leases",
+                        to="licensing.activation",
+                    ),
+                ),
+                (
+                    "license",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="leases", to="licensing.license"
+                    ),
+                ),
             ],
             options={
                 "ordering": ["-id"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("ended_at", None), models.Q(("fingerprint", ""), _negated=True)),
+                        fields=("license", "fingerprint"),
+                        name="machine_has_one_live_lease_per_license",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("expires_at__gt", models.F("checked_out_at"))),
+                        name="lease_expires_after_it_starts",
+                    ),
+                ],
+                "indexes": [
+                    models.Index(condition=models.Q(("ended_at", None)), fields=["expires_at"], name="lease_due"),
+                    models.Index(fields=["license", "fingerprint"], name="lease_by_machine"),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -61,9 +92,27 @@ class Migration(migrations.Migration):
                 ("encrypted", models.BooleanField(default=False)),
                 ("issued_at", models.DateTimeField()),
                 ("expires_at", models.DateTimeField()),
+                (
+                    "activation",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="files", to="licensing.activation"
+                    ),
+                ),
+                (
+                    "license",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="files", to="licensing.license"
+                    ),
+                ),
             ],
             options={
                 "ordering": ["-id"],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("expires_at__gt", models.F("issued_at"))),
+                        name="license_file_expires_after_issue",
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
@@ -73,9 +122,19 @@ class Migration(migrations.Migration):
                 ("nonce", models.CharField(max_length=128)),
                 ("counter", models.PositiveBigIntegerField()),
                 ("seen_at", models.DateTimeField(db_index=True)),
+                (
+                    "activation",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="nonces", to="licensing.activation"
+                    ),
+                ),
             ],
             options={
                 "ordering": ["id"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("activation", "nonce"), name="nonce_is_accepted_once"),
+                    models.UniqueConstraint(fields=("activation", "counter"), name="counter_is_accepted_once"),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -253,80 +312,5 @@ class Migration(migrations.Migration):
                 ),
                 name="revision_spans_are_not_negative",
             ),
-        ),
-        migrations.AddField(
-            model_name="lease",
-            name="activation",
-            field=models.ForeignKey(
-                blank=True,
-                null=True,
-                on_delete=django.db.models.deletion.PROTECT,
-                related_name="leases",
-                to="licensing.activation",
-            ),
-        ),
-        migrations.AddField(
-            model_name="lease",
-            name="license",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.PROTECT, related_name="leases", to="licensing.license"
-            ),
-        ),
-        migrations.AddField(
-            model_name="licensefile",
-            name="activation",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.PROTECT, related_name="files", to="licensing.activation"
-            ),
-        ),
-        migrations.AddField(
-            model_name="licensefile",
-            name="license",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.PROTECT, related_name="files", to="licensing.license"
-            ),
-        ),
-        migrations.AddField(
-            model_name="requestnonce",
-            name="activation",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.CASCADE, related_name="nonces", to="licensing.activation"
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="lease",
-            index=models.Index(condition=models.Q(("ended_at", None)), fields=["expires_at"], name="lease_due"),
-        ),
-        migrations.AddIndex(
-            model_name="lease",
-            index=models.Index(fields=["license", "fingerprint"], name="lease_by_machine"),
-        ),
-        migrations.AddConstraint(
-            model_name="lease",
-            constraint=models.UniqueConstraint(
-                condition=models.Q(("ended_at", None), models.Q(("fingerprint", ""), _negated=True)),
-                fields=("license", "fingerprint"),
-                name="machine_has_one_live_lease_per_license",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="lease",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("expires_at__gt", models.F("checked_out_at"))), name="lease_expires_after_it_starts"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="licensefile",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("expires_at__gt", models.F("issued_at"))), name="license_file_expires_after_issue"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="requestnonce",
-            constraint=models.UniqueConstraint(fields=("activation", "nonce"), name="nonce_is_accepted_once"),
-        ),
-        migrations.AddConstraint(
-            model_name="requestnonce",
-            constraint=models.UniqueConstraint(fields=("activation", "counter"), name="counter_is_accepted_once"),
         ),
     ]

@@ -47,6 +47,33 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["license_id", "meter", "-starts_at"],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("ceiling", None),
+                            (
+                                "ceiling__gte",
+                                django.db.models.expressions.CombinedExpression(
+                                    models.F("used"), "+", models.F("reserved")
+                                ),
+                            ),
+                            _connector="OR",
+                        ),
+                        name="counter_is_within_its_ceiling",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("reserved__gte", 0)), name="counter_reserves_nothing_negative"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("credit__gte", 0)), name="counter_draws_nothing_negative"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("ends_at__gt", models.F("starts_at"))), name="counter_ends_after_it_starts"
+                    ),
+                ],
+                "indexes": [
+                    models.Index(condition=models.Q(("exhausted", True)), fields=["license"], name="counter_exhausted")
+                ],
             },
         ),
         migrations.CreateModel(
@@ -64,9 +91,24 @@ class Migration(migrations.Migration):
                 ("starts_at", models.DateTimeField()),
                 ("expires_at", models.DateTimeField(blank=True, null=True)),
                 ("reason", models.TextField(blank=True)),
+                (
+                    "license",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="credit_grants",
+                        to="licensing.license",
+                    ),
+                ),
             ],
             options={
                 "ordering": ["license_id", "meter", "priority", "expires_at", "id"],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("drawn__gte", 0), ("drawn__lte", models.F("amount"))),
+                        name="credit_is_drawn_within_its_amount",
+                    ),
+                    models.CheckConstraint(condition=models.Q(("amount__gt", 0)), name="credit_amount_is_positive"),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -97,9 +139,27 @@ class Migration(migrations.Migration):
                 ("ended_at", models.DateTimeField(blank=True, null=True)),
                 ("event_id", models.CharField(blank=True, max_length=200)),
                 ("holder", models.CharField(blank=True, max_length=80)),
+                (
+                    "license",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="reservations", to="licensing.license"
+                    ),
+                ),
             ],
             options={
                 "ordering": ["-id"],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("state__in", ["open", "committed", "released", "lapsed"])),
+                        name="reservation_state_is_known",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("quantity__gt", 0)), name="reservation_quantity_is_positive"
+                    ),
+                ],
+                "indexes": [
+                    models.Index(condition=models.Q(("state", "open")), fields=["expires_at"], name="reservation_due")
+                ],
             },
         ),
         migrations.CreateModel(
@@ -134,9 +194,66 @@ class Migration(migrations.Migration):
                 ("refusal", models.CharField(blank=True, max_length=64)),
                 ("before", models.JSONField(blank=True, null=True)),
                 ("after", models.JSONField(blank=True, null=True)),
+                (
+                    "license",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="scheme_changes",
+                        to="licensing.license",
+                    ),
+                ),
+                (
+                    "plan_revision",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="licensing.planrevision"
+                    ),
+                ),
+                (
+                    "term",
+                    models.OneToOneField(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="opened_by",
+                        to="licensing.term",
+                    ),
+                ),
             ],
             options={
                 "ordering": ["-id"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("state", "scheduled")),
+                        fields=("license",),
+                        name="one_scheduled_change_per_license",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("state__in", ["scheduled", "applied", "undone", "cancelled", "refused"])),
+                        name="scheme_change_state_is_known",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(
+                                ("applied_at__isnull", False),
+                                ("state__in", ("applied", "undone")),
+                                ("term__isnull", False),
+                            ),
+                            models.Q(
+                                ("applied_at", None),
+                                ("state__in", ("scheduled", "cancelled", "refused")),
+                                ("term", None),
+                            ),
+                            _connector="OR",
+                        ),
+                        name="scheme_change_has_its_term_once_applied",
+                    ),
+                ],
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("state", "scheduled")), fields=["starts_at"], name="scheme_change_due"
+                    ),
+                    models.Index(fields=["license", "id"], name="scheme_change_by_license"),
+                ],
             },
         ),
         migrations.AlterModelOptions(
@@ -158,147 +275,6 @@ class Migration(migrations.Migration):
                 condition=models.Q(("undone_at", None)),
                 fields=("license", "starts_at"),
                 name="term_starts_once_per_license",
-            ),
-        ),
-        migrations.AddField(
-            model_name="creditgrant",
-            name="license",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.PROTECT, related_name="credit_grants", to="licensing.license"
-            ),
-        ),
-        migrations.AddField(
-            model_name="reservation",
-            name="license",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.PROTECT, related_name="reservations", to="licensing.license"
-            ),
-        ),
-        migrations.AddField(
-            model_name="schemechange",
-            name="license",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.PROTECT, related_name="scheme_changes", to="licensing.license"
-            ),
-        ),
-        migrations.AddField(
-            model_name="schemechange",
-            name="plan_revision",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.PROTECT, related_name="+", to="licensing.planrevision"
-            ),
-        ),
-        migrations.AddField(
-            model_name="schemechange",
-            name="term",
-            field=models.OneToOneField(
-                blank=True,
-                null=True,
-                on_delete=django.db.models.deletion.PROTECT,
-                related_name="opened_by",
-                to="licensing.term",
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="counter",
-            index=models.Index(condition=models.Q(("exhausted", True)), fields=["license"], name="counter_exhausted"),
-        ),
-        migrations.AddConstraint(
-            model_name="counter",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    ("ceiling", None),
-                    (
-                        "ceiling__gte",
-                        django.db.models.expressions.CombinedExpression(models.F("used"), "+", models.F("reserved")),
-                    ),
-                    _connector="OR",
-                ),
-                name="counter_is_within_its_ceiling",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="counter",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("reserved__gte", 0)), name="counter_reserves_nothing_negative"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="counter",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("credit__gte", 0)), name="counter_draws_nothing_negative"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="counter",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("ends_at__gt", models.F("starts_at"))), name="counter_ends_after_it_starts"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="creditgrant",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("drawn__gte", 0), ("drawn__lte", models.F("amount"))),
-                name="credit_is_drawn_within_its_amount",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="creditgrant",
-            constraint=models.CheckConstraint(condition=models.Q(("amount__gt", 0)), name="credit_amount_is_positive"),
-        ),
-        migrations.AddIndex(
-            model_name="reservation",
-            index=models.Index(condition=models.Q(("state", "open")), fields=["expires_at"], name="reservation_due"),
-        ),
-        migrations.AddConstraint(
-            model_name="reservation",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("state__in", ["open", "committed", "released", "lapsed"])),
-                name="reservation_state_is_known",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="reservation",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("quantity__gt", 0)), name="reservation_quantity_is_positive"
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="schemechange",
-            index=models.Index(
-                condition=models.Q(("state", "scheduled")), fields=["starts_at"], name="scheme_change_due"
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="schemechange",
-            index=models.Index(fields=["license", "id"], name="scheme_change_by_license"),
-        ),
-        migrations.AddConstraint(
-            model_name="schemechange",
-            constraint=models.UniqueConstraint(
-                condition=models.Q(("state", "scheduled")), fields=("license",), name="one_scheduled_change_per_license"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="schemechange",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("state__in", ["scheduled", "applied", "undone", "cancelled", "refused"])),
-                name="scheme_change_state_is_known",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="schemechange",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(
-                        ("applied_at__isnull", False), ("state__in", ("applied", "undone")), ("term__isnull", False)
-                    ),
-                    models.Q(
-                        ("applied_at", None), ("state__in", ("scheduled", "cancelled", "refused")), ("term", None)
-                    ),
-                    _connector="OR",
-                ),
-                name="scheme_change_has_its_term_once_applied",
             ),
         ),
     ]

@@ -44,6 +44,26 @@ class Migration(migrations.Migration):
                     "history_type",
                     models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
                 ),
+                (
+                    "customer",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="licensing.customer",
+                    ),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
                 "verbose_name": "historical webhook endpoint",
@@ -63,35 +83,20 @@ class Migration(migrations.Migration):
                 ("created_at", models.DateTimeField(editable=False)),
                 ("expires_at", models.DateTimeField()),
                 ("days", models.PositiveIntegerField()),
+                (
+                    "license",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="reminders", to="licensing.license"
+                    ),
+                ),
             ],
             options={
                 "ordering": ["-id"],
-            },
-        ),
-        migrations.CreateModel(
-            name="WebhookDelivery",
-            fields=[
-                (
-                    "id",
-                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
-                ),
-                ("created_at", models.DateTimeField(editable=False)),
-                ("message_id", models.UUIDField()),
-                ("event_type", models.CharField(max_length=64)),
-                ("license_id", models.UUIDField(blank=True, null=True)),
-                ("attempt", models.PositiveIntegerField()),
-                ("at", models.DateTimeField()),
-                (
-                    "status",
-                    models.PositiveIntegerField(blank=True, help_text="HTTP; empty when no answer came.", null=True),
-                ),
-                ("duration_ms", models.PositiveIntegerField()),
-                ("answer", models.TextField(blank=True)),
-                ("error", models.CharField(blank=True, max_length=200)),
-            ],
-            options={
-                "verbose_name_plural": "webhook deliveries",
-                "ordering": ["-id"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("license", "expires_at", "days"), name="a_reminder_is_sent_once_per_expiry_and_stretch"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
@@ -130,9 +135,70 @@ class Migration(migrations.Migration):
                     "delivered_at",
                     models.DateTimeField(blank=True, help_text="When something last arrived there.", null=True),
                 ),
+                (
+                    "customer",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="webhook_endpoints",
+                        to="licensing.customer",
+                    ),
+                ),
             ],
             options={
                 "ordering": ["-id"],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("state__in", ["enabled", "disabled", "deleted"])),
+                        name="endpoint_state_is_known",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("state", "deleted"), models.Q(("sealed_secret", ""), _negated=True), _connector="OR"
+                        ),
+                        name="endpoint_has_a_secret_until_deleted",
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="WebhookDelivery",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(default=licensing.ids.uuid7, editable=False, primary_key=True, serialize=False),
+                ),
+                ("created_at", models.DateTimeField(editable=False)),
+                ("message_id", models.UUIDField()),
+                ("event_type", models.CharField(max_length=64)),
+                ("license_id", models.UUIDField(blank=True, null=True)),
+                ("attempt", models.PositiveIntegerField()),
+                ("at", models.DateTimeField()),
+                (
+                    "status",
+                    models.PositiveIntegerField(blank=True, help_text="HTTP; empty when no answer came.", null=True),
+                ),
+                ("duration_ms", models.PositiveIntegerField()),
+                ("answer", models.TextField(blank=True)),
+                ("error", models.CharField(blank=True, max_length=200)),
+                (
+                    "endpoint",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="deliveries",
+                        to="licensing.webhookendpoint",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name_plural": "webhook deliveries",
+                "ordering": ["-id"],
+                "indexes": [
+                    models.Index(fields=["endpoint", "-id"], name="delivery_by_endpoint"),
+                    models.Index(fields=["message_id"], name="delivery_by_message"),
+                    models.Index(fields=["at"], name="delivery_by_time"),
+                ],
             },
         ),
         migrations.AddField(
@@ -192,82 +258,5 @@ class Migration(migrations.Migration):
             index=models.Index(
                 condition=models.Q(("delivered_at__isnull", False)), fields=["delivered_at"], name="outbox_delivered"
             ),
-        ),
-        migrations.AddField(
-            model_name="historicalwebhookendpoint",
-            name="customer",
-            field=models.ForeignKey(
-                blank=True,
-                db_constraint=False,
-                null=True,
-                on_delete=django.db.models.deletion.DO_NOTHING,
-                related_name="+",
-                to="licensing.customer",
-            ),
-        ),
-        migrations.AddField(
-            model_name="historicalwebhookendpoint",
-            name="history_user",
-            field=models.ForeignKey(
-                null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="+", to=settings.AUTH_USER_MODEL
-            ),
-        ),
-        migrations.AddField(
-            model_name="reminder",
-            name="license",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.PROTECT, related_name="reminders", to="licensing.license"
-            ),
-        ),
-        migrations.AddField(
-            model_name="webhookendpoint",
-            name="customer",
-            field=models.ForeignKey(
-                blank=True,
-                null=True,
-                on_delete=django.db.models.deletion.PROTECT,
-                related_name="webhook_endpoints",
-                to="licensing.customer",
-            ),
-        ),
-        migrations.AddField(
-            model_name="webhookdelivery",
-            name="endpoint",
-            field=models.ForeignKey(
-                on_delete=django.db.models.deletion.PROTECT, related_name="deliveries", to="licensing.webhookendpoint"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="reminder",
-            constraint=models.UniqueConstraint(
-                fields=("license", "expires_at", "days"), name="a_reminder_is_sent_once_per_expiry_and_stretch"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="webhookendpoint",
-            constraint=models.CheckConstraint(
-                condition=models.Q(("state__in", ["enabled", "disabled", "deleted"])), name="endpoint_state_is_known"
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="webhookendpoint",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    ("state", "deleted"), models.Q(("sealed_secret", ""), _negated=True), _connector="OR"
-                ),
-                name="endpoint_has_a_secret_until_deleted",
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="webhookdelivery",
-            index=models.Index(fields=["endpoint", "-id"], name="delivery_by_endpoint"),
-        ),
-        migrations.AddIndex(
-            model_name="webhookdelivery",
-            index=models.Index(fields=["message_id"], name="delivery_by_message"),
-        ),
-        migrations.AddIndex(
-            model_name="webhookdelivery",
-            index=models.Index(fields=["at"], name="delivery_by_time"),
         ),
     ]
