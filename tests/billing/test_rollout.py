@@ -426,7 +426,7 @@ STEPS = (
 def test_it_is_killed_anywhere_and_rolled_back_to_the_byte() -> None:
     """The real command over a real database, SIGKILLed at random instants: of every step in the long form, of the
     switching and the rolling back in the short one."""
-    size, kills = (int(os.environ.get("LICENTIA_ROLLOUT_SIZE", "10000")), 50) if SOAK else (200, 8)
+    size, kills = (int(os.environ.get("LICENTIA_ROLLOUT_SIZE", "10000")), 50) if SOAK else (200, 4)
     chance = random.Random(int(os.environ.get("LICENTIA_SEED", "4")))
     shares = (1, 1, 1, 1, 2, 2) if SOAK else (0, 0, 0, 0, 1, 1)
     with installation() as mine:

@@ -26,7 +26,7 @@ from tests.concurrency.sender import CHUNK, license_of, quantity
 pytestmark = pytest.mark.django_db
 
 LONG = bool(os.environ.get("LICENTIA_SOAK"))
-EVENTS, SENDERS, KILLS = (1_000_000, 8, 60) if LONG else (9_000, 3, 6)
+EVENTS, SENDERS, KILLS = (1_000_000, 8, 60) if LONG else (6_000, 3, 5)
 FEWEST = 50 if LONG else 3
 LICENSES = 5
 PATIENCE_SECONDS = 3_600 if LONG else 300
