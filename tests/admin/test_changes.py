@@ -17,7 +17,8 @@ from tests.factories import BY, make_license, make_plan, make_price, make_revisi
 pytestmark = pytest.mark.django_db
 NOW = datetime.now(UTC)
 NONE = Grant("calls", "allowance", meter="calls", amount=Decimal(0), overage="charge")
-LATER = {"starts_at_0": "2027-03-01", "starts_at_1": "00:00"}
+YEAR = NOW.year + 1
+LATER = {"starts_at_0": f"{YEAR}-03-01", "starts_at_1": "00:00"}
 
 
 @pytest.fixture
@@ -54,8 +55,8 @@ def test_shows_money_and_limits_before_anything_happens(staff: Client, license: 
     text = text_of(shown)
     assert ("Preview" in opened, "Preview" in text) == (True, False)
     assert shown.status_code == 200
-    assert "March 2027 without the change: 310.00 EUR without tax" in text
-    assert "March 2027 with the change: 77.00 EUR without tax" in text
+    assert f"March {YEAR} without the change: 310.00 EUR without tax" in text
+    assert f"March {YEAR} with the change: 77.00 EUR without tax" in text
     assert "10 seats" in text
     assert "no limit" in text
     assert (License.objects.values().get(), recorded().count()) == (before, entries)
@@ -101,7 +102,7 @@ def test_schedules_and_cancels(staff: Client, license: License, metered: PlanRev
     staff.post(act(license, "change-terms"), asked(metered, **LATER, seen=seen(shown)))
 
     change = SchemeChange.objects.get()
-    assert (change.state, change.starts_at) == ("scheduled", datetime(2027, 3, 1, tzinfo=UTC))
+    assert (change.state, change.starts_at) == ("scheduled", datetime(YEAR, 3, 1, tzinfo=UTC))
     assert "is called off" in text_of(staff.get(act(license, "undo-change")))
     assert staff.post(act(change, "cancel"), {"reason": "No"}).status_code == 302
     assert staff.post(act(change, "cancel"), {"reason": "No"}).status_code == 422
