@@ -301,20 +301,22 @@ def receive(*, body: bytes, signature: str, at: datetime) -> str:
     event = gate.read_event(body=body, signature=signature)
     if GatewayEvent.objects.filter(event_id=event.id).exists():
         return "duplicate"
-    invoice = None
+    invoice, missing = None, ""
     if event.invoice_id:
         try:
             invoice = gate.invoice(event.invoice_id)
-        except NotAtGateway:
-            pass  # a draft that is deleted by now
+        except NotAtGateway:  # a draft that is deleted by now
+            missing = event.invoice_id
     returned = []
     try:
         returned = gate.returned(about=event.about, object_id=event.object_id)
         if returned:  # the invoice comes first: of a refund we may hear before the payment
             invoice = gate.invoice(returned[0].invoice_id)
-    except NotAtGateway:
-        pass  # whoever signed it, there is no such thing
-    outcome = GatewayOutcome.IGNORED
+    except NotAtGateway:  # whoever signed it, there is no such thing
+        missing = event.object_id
+    outcome = GatewayOutcome.UNKNOWN if missing else GatewayOutcome.IGNORED
+    if missing:
+        log.warning("message_not_of_gateway", event_id=event.id, kind=event.kind, object_id=missing)
     if invoice is not None and _row_of(invoice) is not None:
         outcome = GatewayOutcome.APPLIED
     try:

@@ -248,7 +248,7 @@ def test_it_believes_the_gateway_and_not_what_a_message_says(gate):
     assert (statement.state, Payment.objects.count()) == ("final", 0)
 
 
-def test_it_records_what_it_does_not_know_and_does_nothing(gate):
+def test_it_records_what_it_does_not_know_and_does_nothing(gate, caplog):
     stranger = {"id": "in_stranger", "object": "invoice", "metadata": {}}
 
     outcomes = [
@@ -257,8 +257,14 @@ def test_it_records_what_it_does_not_know_and_does_nothing(gate):
         receive(gate, gate.event("invoice.paid", stranger)),
     ]
 
-    assert outcomes == ["ignored"] * 3
+    assert outcomes == ["ignored", "ignored", "unknown"]
     assert GatewayEvent.objects.count() == 3
+    event = GatewayEvent.objects.get(outcome="unknown")
+    said = [record.msg for record in caplog.records if "message_not_of_gateway" in str(record.msg)]
+    assert [(each["event_id"], each["kind"], each["object_id"]) for each in said] == [
+        (event.event_id, "invoice.paid", "in_stranger")
+    ]
+    assert event.get_outcome_display() == "not known at the gateway"
 
 
 def test_it_keeps_nothing_of_a_message_whose_invoice_cannot_be_looked_at(gate):
@@ -753,7 +759,7 @@ def test_it_believes_no_message_about_a_refund_that_is_not_there(gate):
     _, invoice = paid(gate)
     lie = gate.event("refund.created", {"id": "re_lie", "object": "refund", "amount": 119_00})
 
-    assert (receive(gate, lie), reversals()) == ("ignored", [])
+    assert (receive(gate, lie), reversals()) == ("unknown", [])
     assert invoice["status"] == "paid"
 
 
