@@ -7,7 +7,7 @@ import pytest
 from django.db import DatabaseError, transaction
 
 from billing import dunning, gateway, jobs, payments, statements
-from billing.gateway import GatewayRefused
+from billing.gateway import GatewayRefused, at_stripe
 from billing.models import BillingAccount, GatewayEvent, GatewayInvoice, Payment, Reversal, Statement
 from billing.payments import GatewayOff
 from licensing import sweeps
@@ -155,7 +155,7 @@ def test_it_waits_longer_with_each_failure_and_claims_nothing_twice(gate):
 
 
 def test_it_gives_up_waiting_for_a_slow_answer_and_finds_what_came_of_it(gate, monkeypatch):
-    monkeypatch.setattr(gateway, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(at_stripe, "TIMEOUT_SECONDS", 0.2)
     make_final_statement()
     gate.fail("slow", on="POST /v1/invoices", seconds=0.6)
 
