@@ -79,12 +79,15 @@ def record_payment(
     reason: str,
     amount_minor: int | None = None,
     reference: str = "",
+    paid_at: datetime | None = None,
 ) -> Payment:
     """Record money that came in past the gateway, all that is open unless said otherwise. When nothing is open any more
-    the statement is paid, and the gateway is told by the next job. The same reference is the same payment.
+    the statement is paid, since `paid_at` or now, and the gateway is told by the next job. The same reference is the
+    same payment.
 
     Raises:
-        Invalid: no reason is given, the amount is not positive or more than is open, or the reference is another's.
+        Invalid: no reason is given, the amount is not positive or more than is open, the reference is another's, or
+            `paid_at` is no instant it can have been paid at.
         StatementNotFinal: the statement is a draft, paid or void.
     """
     if not reason.strip():
@@ -110,7 +113,7 @@ def record_payment(
         facts = {"amount_minor": amount, "currency": row.currency, "reference": payment.reference}
         audit.record(action="payment.recorded", by=by, on=row, at=at, after=facts, reason=reason)
         if amount == owed:
-            paid = statements.mark_paid(statement=row, by=by, at=at, reason=reason)
+            paid = statements.mark_paid(statement=row, by=by, at=at, reason=reason, paid_at=paid_at)
             dunning.release(statement=paid, at=at)
     return payment
 
