@@ -26,6 +26,7 @@ import orjson
 from django.db import DatabaseError, IntegrityError, OperationalError, connection, transaction
 from django.db.models import Sum
 
+from billing import rollups
 from billing.models import MeterRevision, UsageEvent
 from billing.states import COUNTED_LIVE, Aggregation, EventKind
 from billing.windows import ACCEPTED_AHEAD, ACCEPTED_BACK
@@ -847,12 +848,13 @@ def correct(
     event_id: str = "",
     dimensions: dict[str, str] | None = None,
 ) -> Receipt:
-    """Correct what was counted by an event of its own, plus or minus; what was counted stays. However old, and also
-    beyond a hard allowance: what is true is not refused.
+    """Correct what was counted by an event of its own, plus or minus; what was counted stays. However old, as long as
+    the events of its time are here, and also beyond a hard allowance: what is true is not refused.
 
     Raises:
         Invalid: no reason, no such meter, or a quantity or time that cannot be.
         EventConflict: the id was counted with other content.
+        EventsArchived: the events of its hour are archived, so no total would ever hold it.
     """
     if not reason.strip():
         raise Invalid("Say why it is corrected.", pointer="/reason")
@@ -890,6 +892,13 @@ def correct(
         if receipt.error is not None:
             raise receipt.error  # nothing is kept but the anomaly
         if receipt.status == "counted":
+            # After the insert, which waits for an archive of its month: before it, the mark could come in between.
+            floor = rollups.archived_before()
+            if floor is not None and event.hour < floor:
+                raise rollups.EventsArchived(
+                    f"Events before {floor:%Y-%m-%d} are archived, so nothing of then is counted any more. Date the"
+                    " correction to now, and say in its reason which time it is for."
+                )
             audit.record(
                 action="usage.corrected",
                 by=by,

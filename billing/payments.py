@@ -79,12 +79,15 @@ def record_payment(
     reason: str,
     amount_minor: int | None = None,
     reference: str = "",
+    paid_at: datetime | None = None,
 ) -> Payment:
     """Record money that came in past the gateway, all that is open unless said otherwise. When nothing is open any more
-    the statement is paid, and the gateway is told by the next job. The same reference is the same payment.
+    the statement is paid, since `paid_at` or now, and the gateway is told by the next job. The same reference is the
+    same payment.
 
     Raises:
-        Invalid: no reason is given, the amount is not positive or more than is open, or the reference is another's.
+        Invalid: no reason is given, the amount is not positive or more than is open, the reference is another's, or
+            `paid_at` is no instant it can have been paid at.
         StatementNotFinal: the statement is a draft, paid or void.
     """
     if not reason.strip():
@@ -110,7 +113,7 @@ def record_payment(
         facts = {"amount_minor": amount, "currency": row.currency, "reference": payment.reference}
         audit.record(action="payment.recorded", by=by, on=row, at=at, after=facts, reason=reason)
         if amount == owed:
-            paid = statements.mark_paid(statement=row, by=by, at=at, reason=reason)
+            paid = statements.mark_paid(statement=row, by=by, at=at, reason=reason, paid_at=paid_at)
             dunning.release(statement=paid, at=at)
     return payment
 
@@ -301,20 +304,22 @@ def receive(*, body: bytes, signature: str, at: datetime) -> str:
     event = gate.read_event(body=body, signature=signature)
     if GatewayEvent.objects.filter(event_id=event.id).exists():
         return "duplicate"
-    invoice = None
+    invoice, missing = None, ""
     if event.invoice_id:
         try:
             invoice = gate.invoice(event.invoice_id)
-        except NotAtGateway:
-            pass  # a draft that is deleted by now
+        except NotAtGateway:  # a draft that is deleted by now
+            missing = event.invoice_id
     returned = []
     try:
         returned = gate.returned(about=event.about, object_id=event.object_id)
         if returned:  # the invoice comes first: of a refund we may hear before the payment
             invoice = gate.invoice(returned[0].invoice_id)
-    except NotAtGateway:
-        pass  # whoever signed it, there is no such thing
-    outcome = GatewayOutcome.IGNORED
+    except NotAtGateway:  # whoever signed it, there is no such thing
+        missing = event.object_id
+    outcome = GatewayOutcome.UNKNOWN if missing else GatewayOutcome.IGNORED
+    if missing:
+        log.warning("message_not_of_gateway", event_id=event.id, kind=event.kind, object_id=missing)
     if invoice is not None and _row_of(invoice) is not None:
         outcome = GatewayOutcome.APPLIED
     try:

@@ -397,8 +397,9 @@ def _measured(
         raise EventsArchived(f"Groups can be told from {floor:%Y-%m-%d} on: older events are archived.")
     reading = _Reading(license_id, revision, floor)
     found: Iterable[tuple[Cut, dict[tuple[str, ...], Decimal]]]
-    if revision.aggregation == Aggregation.UNIQUE:
-        found = ((cut, reading.unique(cut, by)) for cut in cuts)
+    if revision.aggregation == Aggregation.UNIQUE:  # numbers of different values are not joined: each cut has its own
+        asked = [(reading, place, cut) for place, cut in enumerate(cuts)]
+        found = zip(cuts, _groups_at_once(revision, asked, by), strict=True)
     else:
         found = reading.joined(cuts, coarsest, by)
     for (starts_at, ends_at), groups in found:
@@ -596,56 +597,6 @@ class _Reading:
                 return parts[-1:]
         return [_part(row)] if row else []
 
-    # Numbers of different values are counted anew for each stretch.
-
-    def unique(self, cut: Cut, by: tuple[str, ...]) -> dict[tuple[str, ...], Decimal]:
-        if by:
-            query, params = self._all_of(cut, by)
-        else:
-            for window in _LEVELS:
-                if cut[0] == _start(cut[0], window) and cut[1] == _end(cut[0], window) and not self._waits(*cut):
-                    row = self.rows.filter(window=window, starts_at=cut[0], group="").first()
-                    return {(): row.quantity} if row and row.quantity else {}
-            query, params = self._values(cut)
-        with connection.cursor() as cursor:
-            cursor.execute(query, params)
-            found = {tuple(value or "" for value in row[1:]): Decimal(row[0]) for row in cursor.fetchall()}
-        return {group: quantity for group, quantity in found.items() if quantity}
-
-    def _all_of(self, cut: Cut, by: tuple[str, ...]) -> tuple[str, Params]:
-        query, params = aggregates.from_events(
-            revision=self.revision,
-            where="e.license_id = %s AND e.occurred_at >= %s AND e.occurred_at < %s",
-            params=[identity(self.license_id), *map(instant, cut)],
-            window="",
-            by=by,
-        )
-        names = "".join(f", g{position}" for position in range(len(by)))
-        return f"SELECT quantity{names} FROM ({query}) each_group", params
-
-    def _values(self, cut: Cut) -> tuple[str, Params]:
-        runs, stretches = self._pieces([cut], Window.HOUR)
-        queries, params = list[str](), Params()
-        for _, starts_at, ends_at in runs:
-            queries.append(
-                f'SELECT r."group" AS grp FROM {ROLLUPS} r WHERE r.license_id = %s AND r.meter_revision_id = %s'
-                " AND r.\"window\" = 'hour' AND r.starts_at >= %s AND r.starts_at < %s AND r.\"group\" <> ''"
-            )
-            params += [
-                *(identity(each) for each in (self.license_id, self.revision.pk)),
-                *map(instant, (starts_at, ends_at)),
-            ]
-        for stretch in stretches:
-            query, more = aggregates.from_events(
-                revision=self.revision,
-                where="e.license_id = %s AND e.occurred_at >= %s AND e.occurred_at < %s",
-                params=[identity(self.license_id), *map(instant, stretch)],
-                values=True,
-            )
-            queries.append(f"SELECT grp FROM ({query}) of_events")
-            params += more
-        return f"SELECT COUNT(DISTINCT grp) FROM ({' UNION ALL '.join(queries)}) all_values", params
-
 
 def totals_of(wanted: Mapping[UUID, Sequence[Cut]]) -> dict[UUID, list[list[Total]]]:
     """Return the totals of stretches of time of many licenses, as `totals` does of each: of every license a list for
@@ -784,6 +735,20 @@ def _counted_at_once(revision: MeterRevision, asked: Asked) -> list[Decimal | No
         counted = _rows(f"SELECT n, COUNT(DISTINCT grp) FROM ({union}) all_values GROUP BY n", params)
         found |= {n: Decimal(number) for n, number in counted}
     return [found.get(n) or None for n in range(len(asked))]
+
+
+def _groups_at_once(revision: MeterRevision, asked: Asked, by: tuple[str, ...]) -> list[dict[tuple[str, ...], Decimal]]:
+    """Return the numbers of different values by dimensions, whose values no roll-up tells apart; those that are 0 are
+    left out."""
+    if not by:
+        return [{(): number} if number else {} for number in _counted_at_once(revision, asked)]
+    found = list[dict[tuple[str, ...], Decimal]]({} for _ in asked)
+    cuts = [(n, reading.license_id, "", *cut) for n, (reading, _, cut) in enumerate(asked)]
+    query, params = aggregates.from_events(**_events_of(revision, cuts), by=by)
+    for row in _rows(query, params):
+        if row[3]:
+            found[row[2]][tuple(value or "" for value in row[7:])] = Decimal(row[3])
+    return found
 
 
 def _rows(query: str, params: Params) -> list[tuple[Any, ...]]:

@@ -36,7 +36,7 @@ _NONE = Decimal()
 @dataclass(frozen=True, slots=True)
 class Live:
     """How many live requests of a rollout's licenses were compared, by how many licenses and since when; how many
-    differed, and how many more there were that nobody had room for."""
+    differed, and how many more there were that there was no room for or that failed to be compared."""
 
     compared: int
     differed: int
@@ -59,8 +59,10 @@ def standing(rollout: Rollout) -> Live:
     return Live(sums["compared"] or 0, sums["differed"] or 0, rollout.live_dropped, rows.count(), since)
 
 
-def compare(told: Sequence[object], dropped: Mapping[tuple[str, str], int]) -> int:
-    """Compare what was told of; return how much of it was about a license that is still to be switched."""
+@transaction.atomic
+def compare(told: Sequence[live.Told], dropped: Mapping[live.Plan, int]) -> int:
+    """Compare what was told of, all of it or, where this raises, nothing; return how much of it was about a license
+    that is still to be switched."""
     for (product, plan), count in dropped.items():
         concerned = Rollout.objects.filter(stage__in=LISTENING, plan__code=plan, plan__product__code=product)
         concerned.update(live_dropped=F("live_dropped") + count)
@@ -70,36 +72,35 @@ def compare(told: Sequence[object], dropped: Mapping[tuple[str, str], int]) -> i
         by_license.setdefault(UUID(one.snapshot.license_id), []).append(one)
     if not by_license:
         return 0
-    with transaction.atomic():
-        members = {
-            member.pk: member
-            for member in RolloutMember.objects.filter(
-                license_id__in=by_license,
-                state=MemberState.PENDING,
-                rollout__stage__in=LISTENING,
-                rollout__stopped_at=None,
-            ).select_related("rollout__plan_revision__plan", "license__plan_revision")
-        }
-        if not members:
-            return 0
-        there = set(LiveComparison.objects.filter(member__in=members).values_list("member_id", flat=True))
-        for member in (member for pk, member in members.items() if pk not in there):
-            at = min(_instant(one) for one in by_license[member.license_id])
-            made = LiveComparison(created_at=at, member=member, since_at=at, last_at=at)
-            LiveComparison.objects.bulk_create([made], ignore_conflicts=True)  # another process may be first
-        rows = list(LiveComparison.objects.select_for_update().filter(member__in=members).order_by("pk"))
-        done, listed = 0, list[RolloutDifference]()
-        for row in rows:
-            member = members[row.member_id]
-            some = by_license[member.license_id]
-            try:
-                found = _compared(row, member, some)
-            except Invalid:  # this change cannot be made at all: the rehearsal says so
-                continue
-            done += len(some)
-            listed += _listed(member, found)
-        LiveComparison.objects.bulk_update(rows, ["last_at", "compared", "differed", "used"])
-        RolloutDifference.objects.bulk_create(listed, ignore_conflicts=True)
+    members = {
+        member.pk: member
+        for member in RolloutMember.objects.filter(
+            license_id__in=by_license,
+            state=MemberState.PENDING,
+            rollout__stage__in=LISTENING,
+            rollout__stopped_at=None,
+        ).select_related("rollout__plan_revision__plan", "license__plan_revision")
+    }
+    if not members:
+        return 0
+    there = set(LiveComparison.objects.filter(member__in=members).values_list("member_id", flat=True))
+    for member in (member for pk, member in members.items() if pk not in there):
+        at = min(_instant(one) for one in by_license[member.license_id])
+        made = LiveComparison(created_at=at, member=member, since_at=at, last_at=at)
+        LiveComparison.objects.bulk_create([made], ignore_conflicts=True)  # another process may be first
+    rows = list(LiveComparison.objects.select_for_update().filter(member__in=members).order_by("pk"))
+    done, listed = 0, list[RolloutDifference]()
+    for row in rows:
+        member = members[row.member_id]
+        some = by_license[member.license_id]
+        try:
+            found = _compared(row, member, some)
+        except Invalid:  # this change cannot be made at all: the rehearsal says so
+            continue
+        done += len(some)
+        listed += _listed(member, found)
+    LiveComparison.objects.bulk_update(rows, ["last_at", "compared", "differed", "used"])
+    RolloutDifference.objects.bulk_create(listed, ignore_conflicts=True)
     return done
 
 

@@ -614,17 +614,27 @@ def _set_off(row: Statement, by: Actor, at: datetime) -> None:
         row.state, row.paid_at = paid.state, paid.paid_at
 
 
-def mark_paid(*, statement: Statement, by: Actor, at: datetime, reason: str = "") -> Statement:
-    """Record that a final statement is paid. Paid already: nothing happens. Raises `StatementNotFinal`."""
+def mark_paid(
+    *, statement: Statement, by: Actor, at: datetime, reason: str = "", paid_at: datetime | None = None
+) -> Statement:
+    """Record that a final statement is paid, now or since an instant. Paid already: nothing happens.
+
+    Raises:
+        StatementNotFinal: it is a draft or void.
+        Invalid: `paid_at` is before it was final, or yet to come.
+    """
     with transaction.atomic():
         row = Statement.objects.select_for_update(no_key=True).get(pk=statement.pk)
         if row.state == StatementState.PAID:
             return row
-        if row.state != StatementState.FINAL:
+        if row.state != StatementState.FINAL or row.final_at is None:
             raise StatementNotFinal()
-        row.state, row.paid_at = StatementState.PAID, at
+        paid_at = at if paid_at is None else paid_at
+        if not row.final_at <= paid_at <= at:
+            raise Invalid("It can be paid from when it was final until now.", pointer="/paid_at")
+        row.state, row.paid_at = StatementState.PAID, paid_at
         row.save()
-        audit.record(action="statement.paid", by=by, on=row, at=at, after={"paid_at": at}, reason=reason)
+        audit.record(action="statement.paid", by=by, on=row, at=at, after={"paid_at": paid_at}, reason=reason)
     return row
 
 

@@ -113,6 +113,7 @@ INVOICE_ENDS = frozenset({InvoiceState.PAID, InvoiceState.VOID, InvoiceState.NOT
 class GatewayOutcome(TextChoices):
     APPLIED = "applied"
     IGNORED = "ignored", "nothing of ours"
+    UNKNOWN = "unknown", "not known at the gateway"
 
 
 class PaymentSource(TextChoices):

@@ -5,11 +5,11 @@ seats: one conditional update with a CHECK behind it.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
-from django.db.models import Case, F, Q, Value, When
+from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Greatest
 
 from licensing import (
@@ -27,7 +27,7 @@ from licensing import (
 )
 from licensing.audit import Actor
 from licensing.errors import Missing, Refused
-from licensing.models import Activation, License, Seat
+from licensing.models import Activation, Lease, License, LicenseFile, PlanRevision, Seat
 from licensing.seats import LicenseNotUsable
 from licensing.states import (
     FingerprintScope,
@@ -38,6 +38,9 @@ from licensing.states import (
     ValidityBasis,
     timed_status_at,
 )
+
+# When a machine was last seen is written within seconds; this is for a database that was away.
+WRITTEN_WITHIN = timedelta(hours=1)
 
 
 class ActivationLimitReached(Refused):
@@ -172,6 +175,47 @@ def deactivate_all(*, license: License, by: Actor, at: datetime, reason: str) ->
     if rows:
         _give_back(license.pk, len(rows), at)
     return len(rows)
+
+
+def dead(*, at: datetime, leaving_out: set[UUID], limit: int) -> list[UUID]:
+    """Return activations of machines that were not seen for longer than their plan revision allows."""
+    rows = _dead(at).exclude(pk__in=leaving_out).order_by("last_seen_at", "pk")
+    return list(rows.values_list("pk", flat=True)[:limit])
+
+
+def let_dead_go(*, activation_id: UUID, at: datetime) -> bool:
+    """Let a machine go that was not seen for longer than its plan revision allows; return whether it was. Churn limits
+    do not apply. May run twice and at the same time, and while the machine comes back."""
+    with transaction.atomic():
+        license = seats.lock(Activation.objects.get(pk=activation_id).license_id)
+        row = Activation.objects.select_for_update(no_key=True).get(pk=activation_id)
+        if not _dead(at).filter(pk=row.pk).exists():
+            return False
+        by = audit.system("dead-installations")
+        _close(row, by=by, at=at, reason=f"Not seen since {row.last_seen_at:%Y-%m-%d %H:%M} UTC")
+        _give_back(license.pk, 1, at)
+        leases.let_go(license=license, fingerprint=row.fingerprint, by=by, at=at)
+    return True
+
+
+def _dead(at: datetime) -> QuerySet[Activation]:
+    """Return what is dead by `at`: not a machine that may work offline, with a lease or license file that still runs.
+
+    When it was last seen may wait in some process to be written: an hour is left for that.
+    """
+    terms = PlanRevision.objects.exclude(activation_dead_after=None).order_by()
+    spans = terms.values_list("activation_dead_after", flat=True).distinct()
+    unseen = Q()
+    for span in spans:
+        assert span is not None
+        limit = at - span - WRITTEN_WITHIN
+        unseen |= Q(license__plan_revision__activation_dead_after=span, last_seen_at__lte=limit)
+    if not unseen:
+        return Activation.objects.none()
+    out = Lease.objects.filter(license=OuterRef("license"), fingerprint=OuterRef("fingerprint"), ended_at=None)
+    offline = LicenseFile.objects.filter(activation=OuterRef("pk"), expires_at__gt=at)
+    live = Activation.objects.filter(unseen, deactivated_at=None)
+    return live.exclude(Exists(out.filter(expires_at__gt=at))).exclude(Exists(offline))
 
 
 def rescope(*, license: License) -> None:

@@ -100,6 +100,13 @@ def saw_list(*, rows: Sequence[models.Model], by: Actor, at: datetime) -> AuditE
         )
 
 
+def exported(*, kind: str, by: Actor, at: datetime, after: Mapping[str, Any]) -> AuditEntry:
+    """Write that rows of a kind left the database as a file, also while a key of the ring is missing. `after` says
+    where to and how many."""
+    with transaction.atomic():
+        return _write(action=f"{kind}.exported", by=by, at=at, object_kind=kind, object_id="list", after=plain(after))
+
+
 def _write(*, by: Actor, at: datetime, **facts: Any) -> AuditEntry:
     transaction.on_commit(chain.written)
     return AuditEntry.objects.create(

@@ -37,6 +37,7 @@ TERMS = (
     "activation_churn_limit",
     "fingerprint_scope",
     "churn_window",
+    "activation_dead_after",
     "validity_basis",
     "duration",
     "fixed_expires_at",
@@ -55,6 +56,7 @@ _SPANS = (
     "grace_period",
     "maintenance",
     "churn_window",
+    "activation_dead_after",
     "outage_tolerance",
     "lease_duration",
     "offline_period",
@@ -397,7 +399,7 @@ def _promise(entitlement: Entitlement) -> str:
             return f"{amount} {entitlement.meter} per period, {beyond}"
 
 
-_NONE = {"duration": "perpetual", "maintenance": "all versions"}
+_NONE = {"duration": "perpetual", "maintenance": "all versions", "activation_dead_after": "never"}
 
 
 def _label(name: str) -> str:

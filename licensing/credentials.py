@@ -43,6 +43,7 @@ SCOPES: dict[str, bool] = {
     "customers:read": True,
     "customers:write": False,
     "billing:read": True,
+    "billing:write": False,
     "credentials:read": False,
     "credentials:write": False,
     "webhooks:read": True,

@@ -20,6 +20,7 @@ from django.db.models import F, Min, Q
 from django.utils import timezone
 
 from licensing import (
+    activations,
     alerts,
     allowances,
     anomalies,
@@ -477,6 +478,21 @@ def _remind(at: datetime) -> tuple[int, int]:
     return done, len(failed)
 
 
+def _let_dead_go(at: datetime) -> tuple[int, int]:
+    done, failed = 0, set[UUID]()
+    while machines := activations.dead(at=at, leaving_out=failed, limit=BATCH):
+        before = done, len(failed)
+        for activation_id in machines:
+            try:
+                done += activations.let_dead_go(activation_id=activation_id, at=at)
+            except Exception as error:  # one broken license must not keep the places of the others
+                failed.add(activation_id)
+                log.exception("dead_machine_failed", activation_id=str(activation_id), error=type(error).__name__)
+        if (done, len(failed)) == before:
+            break  # another run let these go
+    return done, len(failed)
+
+
 def _check_ring(at: datetime) -> tuple[int, int]:
     problems = keyring.examine()
     made = JobState.objects.filter(name=keyring.BACKUP).values_list("last_finished_at", flat=True).first()
@@ -502,6 +518,7 @@ RESERVATIONS = Job("reservations", 30 * SECOND, _lapse, allowances.lapse_lag)
 CHANGES = Job("scheduled-changes", 10 * SECOND, _switch, lambda at: switches.lag(at=at))
 OUTBOX = Job("outbox-relay", 10 * SECOND, _relay, lambda at: outbox.lag(at=at), shared=True)
 REMINDERS = Job("expiry-reminders", HOUR, _remind, lambda at: reminders.lag(at=at))
+DEAD = Job("dead-installations", HOUR, _let_dead_go, since_due("dead-installations", HOUR))
 RETENTION = Job("retention", DAY, _forget, _retention_lag, offset=timedelta(hours=3, minutes=17))
 NONCES = Job("nonces", MINUTE, _forget_nonces, _nonces_lag)
 KEY_RING = Job("key-ring-check", DAY, _check_ring, since_due("key-ring-check", DAY), offset=timedelta(hours=4))
@@ -515,6 +532,7 @@ JOBS = (
     CHANGES,
     OUTBOX,
     REMINDERS,
+    DEAD,
     RETENTION,
     NONCES,
     KEY_RING,

@@ -69,6 +69,12 @@ def remind() -> int:
     return sweeps.beat(sweeps.REMINDERS, at=timezone.now())
 
 
+@shared_task(name="licensing.let_dead_go")
+def let_dead_go() -> int:
+    """Let machines go that were not seen for longer than their plans allow."""
+    return sweeps.beat(sweeps.DEAD, at=timezone.now())
+
+
 @shared_task(name="licensing.check_key_ring")
 def check_key_ring() -> int:
     """Look whether every key is there, itself, and backed up."""

@@ -19,7 +19,8 @@ from uuid import UUID
 from django.db import DatabaseError, connection
 from django.db.models import Min
 
-from licensing import chain, checkpoints, crypto, ids
+from licensing import audit, chain, checkpoints, crypto, ids
+from licensing.audit import Actor
 from licensing.checkpoints import Checkpoint
 from licensing.crypto import KeyRingError, NotAuthentic
 from licensing.errors import LicensingError
@@ -367,9 +368,9 @@ class Exported:
     checkpoints: int
 
 
-def export(*, to: Path, since: int = 1, told: Told = lambda done, total: None) -> Exported:
+def export(*, to: Path, by: Actor, at: datetime, since: int = 1, told: Told = lambda done, total: None) -> Exported:
     """Write the record from number `since` on, with the checkpoints that cover it, as lines of JSON to a new private
-    file: whole, or not at all.
+    file: whole, or not at all. An audit entry says who took it, where to and how much.
 
     Raises `AlreadyThere`; `OSError` when it cannot be written.
     """
@@ -407,6 +408,19 @@ def export(*, to: Path, since: int = 1, told: Told = lambda done, total: None) -
                 count += 1
             file.flush()
             os.fsync(file.fileno())
+        # Before the file is there: killed in between, there is an entry too many and never one too few.
+        audit.exported(
+            kind="auditentry",
+            by=by,
+            at=at,
+            after={
+                "file": str(to.absolute()),
+                "first": since,
+                "last": last,
+                "entries": last - since + 1,
+                "checkpoints": count,
+            },
+        )
         os.link(draft, to)
     except FileExistsError:
         raise AlreadyThere(f"There is a file {to}. It is not replaced.") from None

@@ -565,6 +565,8 @@ def _machines(license: License, terms: PlanRevision) -> str:
         words += " A machine can be active on one license of the product only."
     if terms.activation_churn_limit is not None and terms.churn_window is not None:
         words += f" {_many(terms.activation_churn_limit, 'machine')} can be let go within {span(terms.churn_window)}."
+    if terms.activation_dead_after is not None:
+        words += f" A machine that was not seen for {span(terms.activation_dead_after)} is let go by itself."
     return words
 
 

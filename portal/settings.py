@@ -259,6 +259,7 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
         "options": {"expires": 3600},
     },
     "expiry-reminders": {"task": "licensing.remind", "schedule": 900.0, "options": {"expires": 900}},
+    "dead-installations": {"task": "licensing.let_dead_go", "schedule": 900.0, "options": {"expires": 900}},
     "key-ring-check": {"task": "licensing.check_key_ring", "schedule": 900.0, "options": {"expires": 900}},
     "dunning": {"task": "billing.dun", "schedule": 900.0, "options": {"expires": 900}},
 }

@@ -200,7 +200,7 @@ def _live(live: shadow.Live) -> list[list[str]]:
     return [
         [f"Compared, of {live.licenses:,} licenses, since {live.since or 'never'}", f"{live.compared:,}"],
         ["Would be answered otherwise", f"{live.differed:,}"],
-        ["Not compared, for want of room", f"{live.dropped:,}"],
+        ["Not compared, for want of room or for a fault", f"{live.dropped:,}"],
     ]
 
 

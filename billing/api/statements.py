@@ -1,4 +1,5 @@
-"""/statements: what a customer owes for each month, also as PDF and CSV. Read only."""
+"""/statements: what a customer owes for a month, also as PDF and CSV; closed, voided, marked as paid by the vendor.
+/billing-accounts: how a customer is billed."""
 
 from typing import Any
 from uuid import UUID
@@ -12,11 +13,13 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from billing import documents, pricing, statements
-from billing.models import Statement, StatementLine
+from billing import accounts, documents, payments, pricing, statements
+from billing.models import BillingAccount, Statement, StatementLine
 from billing.states import LineKind, StatementState
-from licensing.api.base import ApiViewSet
+from licensing.api.base import ApiViewSet, StrictSerializer, once
 from licensing.api.filters import Filters
+from licensing.api.serializers import FlagField, InstantField, QuantityField, Reason, TextField
+from licensing.api.views import IDEMPOTENT
 
 
 class MoneyField(serializers.Field[Any, Any, Any, Any]):
@@ -93,6 +96,43 @@ class StatementDetail(StatementRow):
     lines = StatementLineRow(many=True)
 
 
+class VoidedStatement(StatementRow):
+    replaced_by = serializers.UUIDField(allow_null=True, help_text="The draft that bills the period anew.")
+
+
+class Void(Reason):
+    """Why, and whether the period is billed anew, by a draft that takes over what was adjusted by hand."""
+
+    replace = FlagField(required=False, default=True)
+
+
+class Paid(Reason):
+    """How it was paid, and since when: now, unless `paid_at` is given."""
+
+    paid_at = InstantField(required=False)
+
+
+class BillingAccountRow(serializers.Serializer[Any]):
+    """How a customer is billed: the currency, the tax in percent, and what stands on its statements."""
+
+    id = serializers.UUIDField()
+    created_at = serializers.DateTimeField()
+    customer = serializers.UUIDField(source="customer_id")
+    currency = serializers.CharField()
+    tax_rate = serializers.DecimalField(max_digits=6, decimal_places=4, help_text="In percent.")
+    tax_id = serializers.CharField()
+    address = serializers.CharField()
+
+
+class ChangedBillingAccount(StrictSerializer):
+    """What is left out stays as it is. It is so from the next statement on; what is final never changes."""
+
+    currency = TextField(required=False, max_length=3, help_text="ISO 4217.")
+    tax_rate = QuantityField(required=False, help_text="In percent, with at most four places.")
+    tax_id = TextField(required=False, allow_blank=True, max_length=64)
+    address = TextField(required=False, allow_blank=True, max_length=1000)
+
+
 class Statements(Filters):
     customer = filters.UUIDFilter(field_name="customer_id")
 
@@ -101,14 +141,22 @@ class Statements(Filters):
         fields = ["state", "currency", "number"]
 
 
+class BillingAccounts(Filters):
+    customer = filters.UUIDFilter(field_name="customer_id")
+
+    class Meta:
+        model = BillingAccount
+        fields = ["currency"]
+
+
 class StatementViews(ApiViewSet):
     """Statements: what is owed for a month. A draft still changes; a final one never does."""
 
     queryset = Statement.objects.prefetch_related("payments", "reversals")
     serializer_class = StatementRow
     filterset_class = Statements
-    read_scope, write_scope, tenant = "billing:read", "billing:read", "customer_id"
-    http_method_names = ["get", "head", "options"]
+    read_scope, write_scope, tenant = "billing:read", "billing:write", "customer_id"
+    http_method_names = ["get", "head", "post", "options"]
 
     @extend_schema(responses=StatementDetail)
     def retrieve(self, request: Request, pk: UUID) -> Response:
@@ -127,6 +175,53 @@ class StatementViews(ApiViewSet):
         """The statement's lines as CSV, the tax as the last."""
         row = self.get_object()
         return _file(documents.as_csv(row).encode(), "text/csv; charset=utf-8", documents.name_of(row, "csv"))
+
+    @extend_schema(request=None, responses={200: StatementRow}, parameters=IDEMPOTENT)
+    @action(detail=True, methods=["post"])
+    @once
+    def close(self, request: Request, pk: UUID) -> Response:
+        """Make a draft final, once its period and the time for late events are over."""
+        self.body(StrictSerializer)
+        statements.close(statement=self.get_object(), by=self.by, at=self.at)
+        return self.shown(self.get_object())
+
+    @extend_schema(request=Void, responses={200: VoidedStatement}, parameters=IDEMPOTENT)
+    @action(detail=True, methods=["post"])
+    @once
+    def void(self, request: Request, pk: UUID) -> Response:
+        """Let nothing be owed for a final statement any more; it keeps its number."""
+        row, body = self.get_object(), self.body(Void)
+        draft = statements.void(statement=row, by=self.by, at=self.at, **body)
+        return self.shown(self.get_object(), replaced_by=str(draft.pk) if draft else None)
+
+    @extend_schema(request=Paid, responses={200: StatementRow}, parameters=IDEMPOTENT)
+    @action(detail=True, methods=["post"], url_path="mark-paid")
+    @once
+    def mark_paid(self, request: Request, pk: UUID) -> Response:
+        """Record that all that is open came in past the gateway. Paid already: nothing happens."""
+        row, body = self.get_object(), self.body(Paid)
+        owed = row.state == StatementState.FINAL and statements.open_minor(row) > 0
+        rule: Any = payments.record_payment if owed else statements.mark_paid  # as the acts of the staff page
+        rule(statement=row, by=self.by, at=self.at, **body)
+        return self.shown(self.get_object())
+
+
+class BillingAccountViews(ApiViewSet):
+    """Billing accounts: how customers are billed. One is made with the first statement, or by staff."""
+
+    queryset = BillingAccount.objects.all()
+    serializer_class = BillingAccountRow
+    filterset_class = BillingAccounts
+    read_scope, write_scope, tenant = "billing:read", "billing:write", "customer_id"
+    http_method_names = ["get", "head", "patch", "options"]
+
+    @extend_schema(request=ChangedBillingAccount)
+    def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Change how the customer is billed from the next statement on."""
+        row, body = self.get_object(), self.body(ChangedBillingAccount)
+        now = {name: getattr(row, name) for name in ("currency", "tax_rate", "tax_id", "address")}
+        accounts.describe(customer=row.customer, by=self.by, at=self.at, **now | body)
+        return self.shown(self.get_object())
 
 
 def _file(content: bytes, kind: str, name: str) -> HttpResponse:

@@ -16,6 +16,7 @@ router.register("meters/<uuid:meter_id>/revisions", catalog.MeterRevisionViews, 
 router.register("prices", catalog.PriceViews)
 router.register("prices/<uuid:price_id>/revisions", catalog.PriceRevisionViews, basename="price-revision")
 router.register("statements", statements.StatementViews)
+router.register("billing-accounts", statements.BillingAccountViews)
 
 
 def _of_license(action: str, method: str = "post") -> Any:

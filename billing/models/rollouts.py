@@ -12,7 +12,7 @@ class Rollout(Row):
     """The move of a plan's licenses to a plan revision. `stage` is what was asked for and last finished; the work of it
     stands in the members' rows, so that a process killed anywhere is taken up by the next.
 
-    `live_dropped` is how many live requests could not be compared for want of room.
+    `live_dropped` is how many live requests could not be compared, for want of room or for a fault.
     `percent` is how much of the cohort is to be switched. `stopped_at`: no license is touched until it is resumed.
     """
 

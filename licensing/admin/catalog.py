@@ -172,6 +172,7 @@ class PlanRevisionAdmin(StaffHistoryAdmin):
                     "fingerprint_scope",
                     "activation_churn_limit",
                     "churn_window",
+                    "activation_dead_after",
                 )
             },
         ),

@@ -195,6 +195,7 @@ class Terms(StrictSerializer):
     activation_churn_limit = LimitField(required=False)
     fingerprint_scope = serializers.ChoiceField(choices=FingerprintScope.choices, required=False)
     churn_window_seconds = SecondsField(source="churn_window", required=False, allow_null=True)
+    activation_dead_after_seconds = SecondsField(source="activation_dead_after", required=False, allow_null=True)
     validity_basis = serializers.ChoiceField(choices=ValidityBasis.choices, required=False)
     duration_seconds = SecondsField(source="duration", required=False, allow_null=True)
     fixed_expires_at = InstantField(required=False, allow_null=True)

@@ -129,6 +129,7 @@ def _describe(view: ApiViewSet) -> Response:
 # The rules name a term as it is stored; what a client sent is called after its unit.
 _SPANS = (
     "churn_window",
+    "activation_dead_after",
     "duration",
     "grace_period",
     "maintenance",

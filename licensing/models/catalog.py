@@ -106,6 +106,11 @@ class PlanRevision(Row):
     churn_window = models.DurationField(
         null=True, blank=True, help_text="The window the churn limits count in, e.g. 30 days."
     )
+    activation_dead_after = models.DurationField(
+        null=True,
+        blank=True,
+        help_text="A machine not seen for this long is let go, unless it works offline. Empty: never.",
+    )
 
     validity_basis = models.CharField(max_length=32, choices=ValidityBasis, default=ValidityBasis.FROM_ISSUE)
     duration = models.DurationField(null=True, blank=True, help_text="Empty: perpetual.")
@@ -171,6 +176,10 @@ class PlanRevision(Row):
             models.CheckConstraint(
                 condition=Q(activation_churn_limit=None, seat_churn_limit=None) | Q(churn_window__isnull=False),
                 name="churn_limit_has_its_window",
+            ),
+            models.CheckConstraint(
+                condition=Q(activation_dead_after=None) | Q(activation_dead_after__gt=timedelta()),
+                name="a_machine_is_not_dead_at_once",
             ),
             models.CheckConstraint(
                 condition=Q(outage_policy__in=OutagePolicy.values), name="revision_outage_policy_is_known"

@@ -294,6 +294,13 @@ AT_ONCE = (
         "how many",
         _OURS + "test_observations.py",
     ),
+    _write(
+        "live_requests_lost",
+        Severity.HIGH,
+        "Live requests could not be compared under a rollout's terms, for a fault.",
+        "how many, and the error",
+        "tests/billing/test_shadow.py",
+    ),
     _write("job_failed", Severity.CRITICAL, "A periodic job failed.", "the error", _OURS + "test_sweeps.py"),
     _write("job_overdue", Severity.CRITICAL, "A periodic job ran too long ago.", "the job", _OURS + "test_beats.py"),
     _write("delivery_late", Severity.HIGH, "Messages wait to be sent.", "how long", _OURS + "test_beats.py"),

@@ -12,13 +12,13 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
-from billing import metering
+from billing import accounts, metering
 from billing.models import Statement
 from licensing import allowances, leases, license_files, webhooks
 from licensing.models import Lease, License, LicenseFile, OutboxMessage, WebhookEndpoint
 from licensing.models.allowances import CreditGrant, Reservation
 from tests.api.conftest import World
-from tests.factories import BY, make_license, make_statement
+from tests.factories import AT, BY, make_final_statement, make_license, make_statement
 
 _numbers = count(1)
 
@@ -83,6 +83,10 @@ class Route:
             names["license_file"] = _license_file(world).pk
         if "{statement}" in self.template:
             names["statement"] = _statement(world).pk
+        if "{final_statement}" in self.template:
+            names["final_statement"] = make_final_statement(customer=world.customer).pk
+        if "{account}" in self.template:
+            names["account"] = accounts.describe(customer=world.customer, currency="EUR", by=BY, at=AT).pk
         if "{endpoint}" in self.template:
             names["endpoint"] = _endpoint(world).pk
         if "{message}" in self.template:
@@ -179,6 +183,12 @@ def _sell(
     """Return a route that changes what is for sale: the vendor's only."""
     once = method == "POST"
     return Route(method, template, "catalog:write", vendor=vendor, own=403, other=403, body=body, once=once, **more)
+
+
+def _bill(method: str, template: str, body: Callable[[World], Any], **more: Any) -> Route:
+    """Return a route that changes what is billed: the vendor's only."""
+    once = method == "POST"
+    return Route(method, template, "billing:write", vendor=200, own=403, other=403, body=body, once=once, **more)
 
 
 ROUTES = [
@@ -642,6 +652,12 @@ ROUTES = [
     _read("/statements/{statement}", "billing:read", own=200, other=404),
     _read("/statements/{statement}/pdf", "billing:read", own=200, other=404),
     _read("/statements/{statement}/csv", "billing:read", own=200, other=404),
+    _bill("POST", "/statements/{statement}/close", lambda world: {}, optional_body=True),
+    _bill("POST", "/statements/{final_statement}/void", _because),
+    _bill("POST", "/statements/{final_statement}/mark-paid", _because),
+    _read("/billing-accounts", "billing:read", own=200, other=200),
+    _read("/billing-accounts/{account}", "billing:read", own=200, other=404),
+    _bill("PATCH", "/billing-accounts/{account}", lambda world: {"tax_id": _new("DE")}),
     _read("/audit-entries", "audit:read", own=403, other=403),
     _read("/audit-entries/{audit_entry}", "audit:read", own=403, other=403),
     # what says how to call us

@@ -75,6 +75,7 @@ def full_bodies(world: World) -> dict[str, dict[str, Any]]:
         "activation_churn_limit": 5,
         "fingerprint_scope": "license",
         "churn_window_seconds": 86400,
+        "activation_dead_after_seconds": 86400,
         "validity_basis": "fixed_date",
         "duration_seconds": 86400,
         "fixed_expires_at": "2099-01-01T00:00:00Z",
@@ -175,6 +176,15 @@ def full_bodies(world: World) -> dict[str, dict[str, Any]]:
         "PATCH /prices/{price}/revisions/{price_draft}": {"components": [FLAT]},
         "POST /prices/{price}/revisions/{price_draft}/publish": {"effective_at": "2099-01-01T00:00:00Z", **reason},
         "POST /prices/{price}/revisions/{price_planned}/retire": reason,
+        "POST /statements/{statement}/close": {},
+        "POST /statements/{final_statement}/void": {"replace": True, **reason},
+        "POST /statements/{final_statement}/mark-paid": {"paid_at": "2026-04-10T00:00:00Z", **reason},
+        "PATCH /billing-accounts/{account}": {
+            "currency": "EUR",
+            "tax_rate": "19",
+            "tax_id": "DE1",
+            "address": "Lane 1",
+        },
         "POST /customers": {"code": "new", "name": "New", "email": "new@example.com"},
         "PATCH /customers/{customer}": {"name": "New", "email": "new@example.com"},
         "POST /members": {"customer": str(world.customer.pk), "email": "new@example.com", "role": "viewer"},
@@ -229,7 +239,7 @@ NULLABLE = {
     # null says "no limit", "perpetual", "the vendor's own"
     *("seat_limit", "activation_limit", "seat_churn_limit", "activation_churn_limit"),
     *("churn_window_seconds", "duration_seconds", "grace_period_seconds", "maintenance_seconds"),
-    "fixed_expires_at",
+    *("fixed_expires_at", "activation_dead_after_seconds"),
 }
 
 

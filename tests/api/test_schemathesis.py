@@ -116,5 +116,5 @@ def test_it_finds_nothing_that_is_not_documented(scheme: str, tmp_path: Path) ->
     print(f"seed {SEED}", done.stdout[-20_000:], done.stderr[-5_000:])
     assert done.returncode == 0
     # The run was one: operations were found, and the caller was let in.
-    assert re.search(rf"Tested: {114 if scheme == 'credential' else 7}\b", done.stdout)
+    assert re.search(rf"Tested: {120 if scheme == 'credential' else 7}\b", done.stdout)
     assert "Authentication failed" not in done.stdout

@@ -1,9 +1,11 @@
 """Machines that sign: registered with a proof, believed once a request, and never spoken for by a license key."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from licensing import sweeps
 from licensing.models import Activation, Anomaly, AuditEntry
 from tests.api.conftest import MISSING_ID, Api, World, assert_problem, by_key, caller
 from tests.factories import make_license_and_key
@@ -105,6 +107,18 @@ def test_it_lets_a_machine_do_what_is_its_own(world: World) -> None:
     assert_problem(call(signer, "GET", "/licenses"), 403)
     assert call(signer, "DELETE", own).status_code == 204
     assert_problem(call(signer, "POST", "/validate", {}), 401, "activation_ended")
+
+
+def test_a_machine_let_go_for_its_silence_is_told_so_and_activates_itself_anew(db: None) -> None:
+    now = datetime.now(UTC)
+    _, key = make_license_and_key(at=now, activation_dead_after=timedelta(days=30), require_signed_clients=True)
+    signer = machine(key)
+    assert call(signer, "POST", "/validate", {}).json()["code"] == "valid"
+
+    assert sweeps.run(sweeps.DEAD, at=now + timedelta(days=31)) == 1
+
+    assert_problem(call(signer, "POST", "/validate", {}), 401, "activation_ended")
+    assert machine(key).keyid != signer.keyid
 
 
 def test_it_lets_no_license_key_speak_for_a_machine_with_a_key(world: World) -> None:

@@ -1,6 +1,9 @@
 """The picture of the house in STYLE holds: who imports whom, and what may read nothing."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,18 @@ def test_it_imports_cryptography_in_one_place():
     }
 
     assert users == {"licensing/crypto.py"}
+
+
+def test_it_starts_without_what_few_processes_need():
+    start = "import django, sys; django.setup(); import portal.urls, portal.wsgi, portal.celery; print(*sys.modules)"
+    environ = os.environ | {"DJANGO_SETTINGS_MODULE": "portal.settings"}
+    done = subprocess.run(
+        [sys.executable, "-c", start], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+    )
+
+    loaded = set(done.stdout.split())
+    assert "billing.payments" in loaded
+    assert loaded.isdisjoint({"fpdf", "fontTools", "PIL", "stripe"})
 
 
 def test_it_has_no_module_whose_name_says_nothing():

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, transaction
 
-from billing import partitions, rollups
+from billing import metering, partitions, rollups
 from billing.models import Statement, UsageChange, UsageEvent, UsageId
 from billing.windows import REMEMBERED
 from licensing import guards
 from licensing.ids import uuid7
 from licensing.models import Anomaly, AuditEntry
-from tests.factories import BY, make_customer, make_final_statement, make_meter, make_usage
+from tests.factories import BY, make_customer, make_final_statement, make_license, make_meter, make_usage
 
 pytestmark = pytest.mark.django_db
 AT = datetime(2025, 6, 15, 12, 0, tzinfo=UTC)  # so that nothing is made for it yet
@@ -192,6 +193,39 @@ def test_a_roll_up_leaves_archived_time_as_it_is_and_says_so(usage: dict[str, An
 
     assert total(usage) == 4.5
     assert Anomaly.objects.get(rule="usage_of_archived_time").evidence == {"hours": 1}
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_correction_of_archived_time_is_refused_and_leaves_nothing(
+    meanwhile: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metering.forget()
+    make_meter(code="calls")
+    license = make_license(at=month(1) - timedelta(days=400), duration=None)
+    told = {"license": license, "meter": "calls", "quantity": Decimal(-1), "reason": "Twice", "by": BY, "at": AT}
+    made = metering.correct(occurred_at=month(1), event_id="before", **told)
+    rollups.roll_up(at=AT)
+    whole = metering._settled
+
+    def archive_first(*args: Any) -> Any:
+        archived(tmp_path)
+        return whole(*args)
+
+    if meanwhile:
+        monkeypatch.setattr(metering, "_settled", archive_first)
+    else:
+        archived(tmp_path)
+
+    with pytest.raises(rollups.EventsArchived, match="Events before 2025-02-01 are archived.* Date the correction"):
+        metering.correct(occurred_at=month(2) - timedelta(seconds=1), **told)
+
+    assert made.status == "counted"
+    assert UsageId.objects.count() == AuditEntry.objects.filter(action="usage.corrected").count() == 1
+    assert not UsageChange.objects.exists()
+    if not meanwhile:
+        assert metering.correct(occurred_at=month(1), event_id="before", **told).status == "duplicate"
+        assert metering.correct(occurred_at=month(2), **told).status == "counted"
+        assert UsageEvent.objects.get().occurred_at == month(2)
 
 
 def test_it_refuses_what_may_still_change(usage: dict[str, Any], tmp_path: Path) -> None:

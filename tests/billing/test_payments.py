@@ -7,7 +7,7 @@ import pytest
 from django.db import DatabaseError, transaction
 
 from billing import dunning, gateway, jobs, payments, statements
-from billing.gateway import GatewayRefused
+from billing.gateway import GatewayRefused, at_stripe
 from billing.models import BillingAccount, GatewayEvent, GatewayInvoice, Payment, Reversal, Statement
 from billing.payments import GatewayOff
 from licensing import sweeps
@@ -155,7 +155,7 @@ def test_it_waits_longer_with_each_failure_and_claims_nothing_twice(gate):
 
 
 def test_it_gives_up_waiting_for_a_slow_answer_and_finds_what_came_of_it(gate, monkeypatch):
-    monkeypatch.setattr(gateway, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(at_stripe, "TIMEOUT_SECONDS", 0.2)
     make_final_statement()
     gate.fail("slow", on="POST /v1/invoices", seconds=0.6)
 
@@ -248,7 +248,7 @@ def test_it_believes_the_gateway_and_not_what_a_message_says(gate):
     assert (statement.state, Payment.objects.count()) == ("final", 0)
 
 
-def test_it_records_what_it_does_not_know_and_does_nothing(gate):
+def test_it_records_what_it_does_not_know_and_does_nothing(gate, caplog):
     stranger = {"id": "in_stranger", "object": "invoice", "metadata": {}}
 
     outcomes = [
@@ -257,8 +257,14 @@ def test_it_records_what_it_does_not_know_and_does_nothing(gate):
         receive(gate, gate.event("invoice.paid", stranger)),
     ]
 
-    assert outcomes == ["ignored"] * 3
+    assert outcomes == ["ignored", "ignored", "unknown"]
     assert GatewayEvent.objects.count() == 3
+    event = GatewayEvent.objects.get(outcome="unknown")
+    said = [record.msg for record in caplog.records if "message_not_of_gateway" in str(record.msg)]
+    assert [(each["event_id"], each["kind"], each["object_id"]) for each in said] == [
+        (event.event_id, "invoice.paid", "in_stranger")
+    ]
+    assert event.get_outcome_display() == "not known at the gateway"
 
 
 def test_it_keeps_nothing_of_a_message_whose_invoice_cannot_be_looked_at(gate):
@@ -753,7 +759,7 @@ def test_it_believes_no_message_about_a_refund_that_is_not_there(gate):
     _, invoice = paid(gate)
     lie = gate.event("refund.created", {"id": "re_lie", "object": "refund", "amount": 119_00})
 
-    assert (receive(gate, lie), reversals()) == ("ignored", [])
+    assert (receive(gate, lie), reversals()) == ("unknown", [])
     assert invoice["status"] == "paid"
 
 

@@ -14,11 +14,11 @@ from django.db import transaction
 from billing import metering, rollout, shadow
 from billing.metering import Sent
 from billing.models import LiveComparison, Rollout, RolloutDifference, RolloutMember
-from licensing import activations, lifecycle, live, pictures, seats, snapshots, validation
+from licensing import activations, anomalies, lifecycle, live, pictures, seats, snapshots, validation
 from licensing.allowances import AllowanceExhausted
 from licensing.catalog import Grant
 from licensing.decision import Scope
-from licensing.models import License
+from licensing.models import Anomaly, License
 from licensing.pictures import Question
 from tests.billing.test_rollout import World
 from tests.concurrency.together import together
@@ -173,6 +173,48 @@ def test_it_counts_what_it_has_no_room_for(monkeypatch: pytest.MonkeyPatch) -> N
 
     stands = rollout.standing(row).live
     assert (stands.compared, stands.dropped) == (3, 2)
+
+
+def test_a_batch_that_fails_is_counted_and_said_and_those_after_it_are_compared(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(2)
+    row = in_shadow(world)
+    monkeypatch.setattr(live, "BATCH", 2)
+    for license in (*world.licenses, world.licenses[0], world.licenses[0]):
+        ask(license, world.clock())
+    whole = shadow._compared
+
+    def fault(row: Any, member: RolloutMember, some: Any) -> Any:
+        if member.license_id == world.licenses[1].pk:
+            raise ZeroDivisionError
+        return whole(row, member, some)
+
+    monkeypatch.setattr(shadow, "_compared", fault)
+    assert live.attend() == 2
+    anomalies.record_waiting()
+
+    stands = rollout.standing(row.__class__.objects.get(pk=row.pk)).live
+    assert (stands.compared, stands.dropped) == (2, 2)
+    assert "live_requests_lost" in caplog.text
+    assert Anomaly.objects.get(rule="live_requests_lost").evidence == {"count": 2, "error": "ZeroDivisionError"}
+
+    ask(world.licenses[1], world.clock())
+    assert live.attend() == 0
+    assert rollout.standing(row).live.dropped == 2  # said with the next batch
+    assert live.attend() == 0
+    assert rollout.standing(row.__class__.objects.get(pk=row.pk)).live.dropped == 3
+
+
+def test_it_goes_on_when_nothing_can_be_heard_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1)
+    in_shadow(world)
+    monkeypatch.setattr(live, "_hear", lambda told, dropped: 1 // 0)
+    ask(world.licenses[0], world.clock())
+
+    assert live.attend() == 0
+    assert live.attend() == 0
+    assert sum(live._dropped.values()) == 1
 
 
 def test_it_lists_only_so_many_differences_of_a_license(monkeypatch: pytest.MonkeyPatch) -> None:

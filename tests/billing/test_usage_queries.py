@@ -16,7 +16,7 @@ from tests.factories import AT, make_meter, make_usage
 
 pytestmark = pytest.mark.django_db
 DAY = timedelta(days=1)
-AGGREGATIONS = ("sum", "count", "max", "latest", "time_weighted_sum")
+AGGREGATIONS = ("sum", "count", "max", "latest", "time_weighted_sum", "unique")
 
 
 def waiting(license: License, revision: Any, days: int) -> None:
@@ -24,7 +24,8 @@ def waiting(license: License, revision: Any, days: int) -> None:
     for day in range(days):
         for hour in (1, 3):
             at = AT + day * DAY + timedelta(hours=hour, minutes=7)
-            make_usage(license=license, revision=revision, at=at, quantity=day + hour)
+            user = {"user": f"user-{day % 3}", "region": "eu"}
+            make_usage(license=license, revision=revision, at=at, quantity=day + hour, dimensions=user)
 
 
 def queries(act: Callable[[], Any]) -> int:
@@ -33,9 +34,14 @@ def queries(act: Callable[[], Any]) -> int:
     return len(seen)
 
 
+def make_aggregating(aggregation: str) -> Any:
+    unique_by = "user" if aggregation == "unique" else ""
+    return make_meter(code="calls", aggregation=aggregation, dimensions=["user", "region"], unique_by=unique_by)
+
+
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_thirty_days_that_wait_cost_no_more_queries_than_one(aggregation: str) -> None:
-    revision = make_meter(code="calls", aggregation=aggregation)
+    revision = make_aggregating(aggregation)
     one, thirty = (make_metered("calls", 10, overage="charge") for _ in range(2))
     for license, days in ((one, 1), (thirty, 30)):
         waiting(license, revision, days)
@@ -58,3 +64,24 @@ def test_thirty_days_that_wait_cost_no_more_queries_than_one(aggregation: str) -
     assert max(counts[1]) <= 7, counts
     assert found == rollups.series(license_id=thirty.pk, window=Window.HOUR, **asked)
     assert whole == rollups.totals(license_id=thirty.pk, **asked)
+
+
+@pytest.mark.parametrize("by", [(), ("region",)])
+def test_different_users_of_thirty_days_cost_no_more_queries_than_of_one(by: tuple[str, ...]) -> None:
+    license = make_metered("calls", 10, overage="charge")
+    revision = make_aggregating("unique")
+    waiting(license, revision, 30)
+    rollups.roll_up(at=AT)
+    waiting(license, revision, 2)  # which are read from events
+    asked: dict[str, Any] = {"license_id": license.pk, "window": Window.DAY, "by": by, "starts_at": AT}
+
+    counts = [
+        queries(lambda days=days: rollups.series(ends_at=AT + days * DAY, **asked))  # type: ignore[misc]
+        for days in (3, 30)
+    ]
+    found = rollups.series(ends_at=AT + 30 * DAY, **asked)
+
+    assert counts[0] == counts[1] <= 5
+    assert [each.total.quantity for each in found] == [1] * 30
+    whole = rollups.totals(license_id=license.pk, starts_at=AT, ends_at=AT + 30 * DAY, by=by)
+    assert [each.quantity for each in whole] == [3]

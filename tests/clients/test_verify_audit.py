@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from licensing import chain, checkpoints, crypto, verifying
 from licensing.models import AuditCheckpoint
-from tests.factories import AT
+from tests.factories import AT, BY
 from tests.licensing import tampering
 
 pytestmark = pytest.mark.django_db
@@ -26,7 +26,7 @@ def place(tmp_path: Path) -> Path:
     """A folder as an auditor has it: the export, the keys, checkpoints got by mail."""
     tampering.build(tmp_path / "checkpoints.jsonl")
     (tmp_path / "jwks.json").write_text(json.dumps(crypto.jwks()))
-    verifying.export(to=tmp_path / "export.jsonl")
+    verifying.export(to=tmp_path / "export.jsonl", by=BY, at=AT)
     return tmp_path
 
 
@@ -125,7 +125,7 @@ def test_it_finds_an_export_of_a_chain_made_anew(place):
     tampering.gone(AuditCheckpoint.objects.all())
     checkpoints.make(at=AT, asked=True)
     (place / "export.jsonl").unlink()
-    verifying.export(to=place / "export.jsonl")
+    verifying.export(to=place / "export.jsonl", by=BY, at=AT)
 
     believed, _ = run(place)
     code, said = run(place, "--checkpoints", "checkpoints.jsonl")

@@ -42,6 +42,7 @@ def as_once(mailoutbox, transactional_db):
             "licensing.Lease",
             "licensing.Reservation",
             "licensing.SchemeChange",
+            "licensing.Activation",
             "licensing.Reminder",
         ),
         *("licensing.OutboxMessage", "licensing.DecisionRecord", "licensing.IdempotencyRecord"),

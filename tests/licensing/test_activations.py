@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from django.db import IntegrityError, transaction
 
-from licensing import activations, lifecycle, seats, stamps
+from licensing import activations, leases, license_files, lifecycle, seats, stamps, sweeps, webhooks
 from licensing.activations import (
     ActivationChurnExceeded,
     ActivationLimitReached,
@@ -13,7 +13,7 @@ from licensing.activations import (
     SeatNeeded,
 )
 from licensing.errors import Invalid, Missing
-from licensing.models import Activation, AuditEntry, License
+from licensing.models import Activation, Anomaly, AuditEntry, License, OutboxMessage
 from licensing.seats import LicenseNotUsable
 from tests.factories import AT, BY, make_customer, make_license, make_plan, make_revision
 
@@ -305,3 +305,85 @@ def test_it_leaves_the_expiry_that_a_change_of_plan_kept():
     activate(license, at=AT + 2 * DAY)
 
     assert License.objects.get(pk=license.pk).expires_at == AT + 365 * DAY
+
+
+# --- machines that are not seen any more ------------------------------------------------------------
+
+DEAD_AT = AT + 30 * DAY + activations.WRITTEN_WITHIN
+
+
+def wanting(**terms):
+    """Return a license under which a machine not seen for 30 days is let go, with one machine."""
+    license = make_license(**{"activation_limit": 2, "activation_dead_after": 30 * DAY} | terms)
+    return license, activate(license).activation
+
+
+def run(at):
+    return sweeps.run(sweeps.DEAD, at=at)
+
+
+def test_it_lets_a_machine_go_that_was_not_seen_for_long_once(mailoutbox):
+    license, machine = wanting(activation_churn_limit=0, churn_window=DAY)
+    webhooks.create(customer=license.customer, url="https://example.com/hook", by=BY, at=AT)
+
+    assert run(DEAD_AT - TICK) == 0
+    assert [run(DEAD_AT), run(DEAD_AT), run(DEAD_AT + DAY)] == [1, 0, 0]
+
+    machine.refresh_from_db()
+    assert machine.deactivated_at == DEAD_AT
+    assert counts(license) == (0, 0, 2)
+    entry = AuditEntry.objects.get(action="activation.ended")
+    assert (entry.actor_label, entry.reason) == ("dead-installations", f"Not seen since {AT:%Y-%m-%d %H:%M} UTC")
+    told = OutboxMessage.objects.get(kind="webhook", payload__type="activation.ended").payload
+    assert told["data"]["activation"] == str(machine.pk)
+
+
+def test_it_lets_nobody_go_whose_plan_does_not_say_so_or_who_was_seen():
+    license = make_license()
+    activate(license)
+    _, seen = wanting()
+    stamps.seen(seen.pk, AT + DAY)  # in a process that writes it only now, after the machine's time was over
+    stamps.flush()
+
+    assert run(DEAD_AT) == 0
+    assert run(DEAD_AT + 400 * DAY) == 1
+    assert counts(license) == (1, 1, 5)
+
+
+def test_it_keeps_a_machine_that_comes_back_while_the_job_runs(monkeypatch):
+    license, machine = wanting()
+    lock = seats.lock
+
+    def meanwhile(license_id):
+        Activation.objects.filter(pk=machine.pk).update(last_seen_at=DEAD_AT)
+        return lock(license_id)
+
+    monkeypatch.setattr(seats, "lock", meanwhile)
+    assert run(DEAD_AT) == 0
+    assert counts(license) == (1, 1, 2)
+
+
+def test_it_keeps_a_machine_that_may_work_offline():
+    _, machine = wanting()
+    license_files.issue(license=machine.license, activation=machine, by=BY, at=AT + 20 * DAY)
+    floating, _ = wanting(seat_kind="floating", offline_period=60 * DAY)
+    leases.check_out(license=floating, fingerprint=PRINT, by=BY, at=AT, ttl=60 * DAY, offline=True)
+
+    assert run(DEAD_AT) == 0
+    assert run(AT + 50 * DAY + TICK) == 1
+    assert run(AT + 60 * DAY + TICK) == 1
+
+
+def test_one_machine_that_fails_does_not_keep_the_others(monkeypatch):
+    (license, broken), (other, _) = wanting(), wanting()
+    close = activations._close
+
+    def fails(row, **more):
+        if row.pk == broken.pk:
+            raise ZeroDivisionError
+        close(row, **more)
+
+    monkeypatch.setattr(activations, "_close", fails)
+    assert run(DEAD_AT) == 1
+    assert (counts(license)[0], counts(other)[0]) == (1, 0)
+    assert Anomaly.objects.get(rule="job_failed").object_id == "dead-installations"

@@ -106,7 +106,8 @@ def test_every_job_has_a_lag_of_no_less_than_nothing_and_its_own_span(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["usage-reconcile", "usage-partitions", "usage-ids", "statement-refresh", "key-ring-check"]
+    "name",
+    ["usage-reconcile", "usage-partitions", "usage-ids", "statement-refresh", "key-ring-check", "dead-installations"],
 )
 def test_a_job_that_looks_at_everything_lags_by_how_long_it_has_been_due(name):
     found = sweeps.named(name)

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from licensing import chain, checkpoints, crypto, keyring, sweeps, verifying
 from licensing.models import Anomaly, AuditCheckpoint, AuditEntry, AuditLink, AuditWaiting
-from tests.factories import AT, make_customer
+from tests.factories import AT, BY, make_customer
 from tests.licensing import tampering
 
 pytestmark = pytest.mark.django_db
@@ -152,8 +152,28 @@ def test_it_exports_to_a_private_new_file_whole_or_not_at_all(world, tmp_path, c
         call_command("audit", "export", str(file))
     monkeypatch.setattr(chain, "FORMS", None)
     with pytest.raises(AttributeError):
-        verifying.export(to=tmp_path / "broken.jsonl")
+        verifying.export(to=tmp_path / "broken.jsonl", by=BY, at=AT)
     assert not [name for name in os.listdir(tmp_path) if "broken" in name]
+
+
+def test_an_export_leaves_an_entry_with_who_where_to_and_how_many(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LOGNAME", "ada")
+    file = tmp_path / "export.jsonl"
+
+    audit("export", str(file), "--since", "9", capsys=capsys)
+
+    entry = AuditEntry.objects.get(action="auditentry.exported")
+    assert (entry.actor_kind, entry.actor_id) == ("system", "manage.py audit")
+    assert entry.actor_label.startswith("ada@")
+    assert entry.after == {"file": str(file), "first": 9, "last": 14, "entries": 6, "checkpoints": 2}
+
+
+def test_no_export_without_its_entry(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(verifying.audit, "exported", lambda **what: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        verifying.export(to=tmp_path / "export.jsonl", by=BY, at=AT)
+
+    assert list(tmp_path.glob("*export*")) == []
 
 
 def test_it_exports_since_a_number_a_day_and_an_instant(world, tmp_path, capsys):

@@ -147,6 +147,7 @@ def test_it_shows_every_open_hold_with_its_reason(signed_in):
         ),
         ({"maintenance": timedelta(days=1)}, "Versions released until 2 March 2026, 12:00 UTC are covered."),
         ({"activation_limit": None}, "Any number of machines."),
+        ({"activation_dead_after": timedelta(days=90)}, "not seen for 90 days is let go by itself."),
         ({"fingerprint_scope": "product"}, "on one license of the product only"),
     ],
 )

@@ -316,7 +316,7 @@ MUTATIONS = (
     Mutation(
         "T18",
         "a message of the payment gateway is signed",
-        "billing/gateway.py",
+        "billing/gateway/at_stripe.py",
         "stripe.Webhook.construct_event(body, signature, self._webhook_secret, tolerance=TOLERANCE_SECONDS)",
         "stripe.Event.construct_from(__import__('json').loads(body), None)",
         BILLING + "test_t18_no_forged_webhook_is_taken",
@@ -324,7 +324,7 @@ MUTATIONS = (
     Mutation(
         "T18",
         "its signature has one spelling",
-        "billing/gateway.py",
+        "billing/gateway/at_stripe.py",
         "        if not _SIGNATURE.fullmatch(signature):\n",
         "        if False:\n",
         BILLING + "test_t18_no_forged_webhook_is_taken",
@@ -332,7 +332,7 @@ MUTATIONS = (
     Mutation(
         "T18",
         "it is minutes old at most",
-        "billing/gateway.py",
+        "billing/gateway/at_stripe.py",
         "tolerance=TOLERANCE_SECONDS)",
         "tolerance=10**9)",
         BILLING + "test_t18_an_old_message_or_another_s_secret_is_not_taken",
@@ -340,7 +340,7 @@ MUTATIONS = (
     Mutation(
         "T18",
         "what it says is not believed",
-        "billing/gateway.py",
+        "billing/gateway/at_stripe.py",
         "            return _invoice(self._get(invoice_id))\n\n    def invoices_since",
         "            raw = self._get(invoice_id)\n"
         "            raw.update({'status': 'paid', 'amount_paid': raw.total})\n"

@@ -1,7 +1,10 @@
 """The audit record by hand: verify it, write it down for an auditor, sign a checkpoint. The rules are `verifying`'s and
 `checkpoints`'."""
 
+import getpass
 import json
+import os
+import socket
 import sys
 import time
 from argparse import ArgumentParser
@@ -16,6 +19,7 @@ from django.utils import timezone
 from django.utils.dateparse import parse_date, parse_datetime
 
 from licensing import chain, checkpoints, verifying
+from licensing.audit import Actor
 from licensing.errors import LicensingError
 from licensing.verifying import Problem, Told
 
@@ -102,7 +106,9 @@ class Command(BaseCommand):
 
     def _export(self, options: dict[str, Any]) -> None:
         since = _number(options["since"])
-        done = verifying.export(to=options["file"], since=since, told=self._progress(options))
+        done = verifying.export(
+            to=options["file"], by=_person(), at=timezone.now(), since=since, told=self._progress(options)
+        )
         if options["json"]:
             self.stdout.write(json.dumps(asdict(done)))
             return
@@ -141,6 +147,15 @@ class Command(BaseCommand):
             self.stdout.write(f"\r{line}\033[K" if terminal else line, ending="" if terminal else "\n")
 
         return told
+
+
+def _person() -> Actor:
+    """Return who runs this: the account of the machine, where it has a name."""
+    try:
+        account = getpass.getuser()
+    except (KeyError, OSError):  # a container's account often has none
+        account = str(os.getuid())
+    return Actor(kind="system", id="manage.py audit", label=f"{account}@{socket.gethostname()}"[:254])
 
 
 def _said(problem: Problem) -> str:

@@ -1,10 +1,5 @@
-"""A statement as a document: PDF for people, CSV for their programs. Reads what is kept; computes nothing but totals.
+"""The sheet a statement is written on, as PDF: A4, with fonts of our own."""
 
-The same statement always gives the same bytes.
-"""
-
-import csv
-import io
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -16,59 +11,17 @@ from fpdf.enums import TableBordersLayout
 from fpdf.fonts import FontFace
 
 from billing import pricing
+from billing.documents import amount, plain
 from billing.models import Statement, StatementLine
 from billing.states import StatementState
 
-# What a spreadsheet takes for the start of a formula. Source: OWASP "CSV Injection".
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _FONTS = Path(settings.BASE_DIR) / "static" / "vendor" / "dejavu"
 _INK, _SOFT, _RULE = (28, 32, 38), (105, 112, 122), (205, 210, 216)
 _MARGIN = 18
 _WIDTHS = (19, 83, 22, 24, 26)  # millimetres: license, description, quantity, unit price, amount
-_COLUMNS = (
-    *("number", "position", "license", "kind", "meter", "description", "starts_at", "ends_at"),
-    *("quantity", "unit_amount", "amount", "currency", "reason"),
-)
 
 
-def as_csv(statement: Statement) -> str:
-    """Return the statement's lines as CSV (RFC 4180), the tax as the last: the amounts add up to the total.
-
-    Text that a spreadsheet would run as a formula is led by an apostrophe; numbers stay numbers.
-    """
-    out = io.StringIO()
-    write = csv.writer(out)
-    write.writerow(_COLUMNS)
-    number = statement.number or ""
-    for line in statement.lines.order_by("position"):
-        write.writerow(
-            [
-                *(number, line.position, line.license_id or "", line.kind, line.meter, _harmless(line.description)),
-                *(_instant(line.starts_at), _instant(line.ends_at), _plain(line.quantity), _plain(line.unit_amount)),
-                *(_amount(line.amount_minor, statement), statement.currency, _harmless(line.reason)),
-            ]
-        )
-    period = _instant(statement.starts_at), _instant(statement.ends_at)
-    tax = _plain(statement.tax_rate), _amount(statement.tax_minor, statement)
-    write.writerow([number, "", "", "tax", "", "Tax, in percent", *period, "", *tax, statement.currency, ""])
-    return out.getvalue()
-
-
-def as_pdf(statement: Statement) -> bytes:
-    """Return the statement as an A4 PDF. A character that no font of ours has stands there as an empty square."""
-    page = _Page(statement)
-    page.head()
-    page.lines(list(statement.lines.order_by("position")))
-    page.totals()
-    return bytes(page.output())
-
-
-def name_of(statement: Statement, ending: str) -> str:
-    """Return the name of the document as a file."""
-    return f"statement-{statement.number or f'draft-{statement.starts_at:%Y-%m}'}.{ending}"
-
-
-class _Page(FPDF):
+class Sheet(FPDF):
     """The sheet a statement is written on."""
 
     def __init__(self, statement: Statement) -> None:
@@ -163,7 +116,7 @@ class _Page(FPDF):
                         self.known(f"{said}\n{line.reason}" if line.reason else said),
                         _grouped(line.quantity),
                         _grouped(line.unit_amount, self.statement.currency),
-                        _grouped(_amount(line.amount_minor, self.statement), self.statement.currency),
+                        _grouped(amount(line.amount_minor, self.statement), self.statement.currency),
                     ]
                 )
         self.ln(3)
@@ -181,20 +134,8 @@ class _Page(FPDF):
             self.ink(10 if bold else 9, bold=bold)
             self.set_x(_MARGIN + 100)
             self.cell(40, 6.5, name, border="T" if bold else 0)
-            amount = _grouped(_amount(minor, statement), statement.currency)
-            self.cell(0, 6.5, amount, align="R", border="T" if bold else 0, new_x=XPos.LMARGIN, new_y=YPos.NEXT)
-
-
-def _amount(minor: int, statement: Statement) -> Decimal:
-    return pricing.major(minor, currency=statement.currency)
-
-
-def _harmless(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def _instant(at: datetime) -> str:
-    return at.isoformat().replace("+00:00", "Z")
+            owed = _grouped(amount(minor, statement), statement.currency)
+            self.cell(0, 6.5, owed, align="R", border="T" if bold else 0, new_x=XPos.LMARGIN, new_y=YPos.NEXT)
 
 
 def _day(at: datetime) -> str:
@@ -208,19 +149,11 @@ def _stretch(starts_at: datetime, ends_at: datetime) -> str:
     return f"{_day(starts_at)} to {_day(ends_at - timedelta(days=1))}"
 
 
-def _plain(value: Decimal | None) -> str:
-    """Return the number without needless zeros and without an exponent."""
-    if value is None:
-        return ""
-    text = f"{value:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
 def _grouped(value: Decimal | None, currency: str = "") -> str:
     """Return the number for people: thousands apart, and at least the places of the currency."""
     if value is None:
         return ""
-    whole, _, after = _plain(value).partition(".")
+    whole, _, after = plain(value).partition(".")
     if currency:
         after = after.ljust(pricing.places(currency), "0")
     sign, whole = ("−", whole[1:]) if whole.startswith("-") else ("", whole)
