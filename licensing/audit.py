@@ -1,9 +1,12 @@
 """The audit record: one entry per change, reveal or read that matters, in the transaction of what it records.
 
 Rule functions call `record` themselves. It does not chain entries: `chain` does, once they are committed.
+
+What an entry says of a person is sealed under that person's key (`persons`), and only there: who acted where it was a
+person, from which address, and whatever `PERSONAL` of a model names. `opened` shows it to whoever may read it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -12,8 +15,12 @@ from uuid import UUID
 
 from django.db import models, transaction
 
-from licensing import chain, crypto, events, keyformat
+from licensing import chain, crypto, events, ids, keyformat, persons
+from licensing.crypto import KeyRingError
 from licensing.models import AuditEntry
+
+PERSONS = ("staff", "member")  # kinds of actor that are a person; the others are programs and machines
+HIDDEN = "changed"  # what stands in the place of a personal value
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,8 @@ def record(
     after: Mapping[str, Any] | None = None,
     reason: str = "",
 ) -> AuditEntry:
-    """Write one entry. `before` and `after` hold only what changed, never a key or secret.
+    """Write one entry. `before` and `after` hold only what changed, never a key or secret. What is personal in them by
+    the model's `PERSONAL` is left out, and where it is an address, sealed under the key of whose it is.
 
     Raises:
         TransactionManagementError: outside a transaction, where entry and change could part.
@@ -52,16 +60,23 @@ def record(
     if not connection.in_atomic_block:
         raise transaction.TransactionManagementError("An audit entry is written in the transaction of its change.")
     crypto.require_whole()  # with a key of the ring missing nothing is changed, and each change ends here
+    told, hidden = {"before": before or {}, "after": after or {}}, {}
+    for name in getattr(on, "PERSONAL", ()):
+        for side, values in told.items():
+            if name in values:
+                hidden[f"{side}.{name}"] = str(values[name] or "")
+                told[side] = {**values, name: HIDDEN}
     entry = _write(
         action=action,
         by=by,
         at=at,
+        hidden=hidden,
         object_kind=on._meta.model_name or "",
         object_id=str(on.pk),
         license_id=_owner(on, "license"),
         customer_id=_owner(on, "customer"),
-        before=plain(before or {}),
-        after=plain(after or {}),
+        before=plain(told["before"]),
+        after=plain(told["after"]),
         reason=keyformat.redact(reason),
     )
     events.told(entry)
@@ -107,19 +122,57 @@ def exported(*, kind: str, by: Actor, at: datetime, after: Mapping[str, Any]) ->
         return _write(action=f"{kind}.exported", by=by, at=at, object_kind=kind, object_id="list", after=plain(after))
 
 
-def _write(*, by: Actor, at: datetime, **facts: Any) -> AuditEntry:
+def opened(entries: Iterable[AuditEntry]) -> list[AuditEntry]:
+    """Return these entries as somebody may read them, with what is sealed in them in its place: `persons.ERASED` where
+    the person is erased. One query for all. They are no longer what is stored: never save one."""
+    rows = list(entries)
+    found = persons.opened({row.pk: row.personal for row in rows if row.personal})
+    for row in rows:
+        for name, value in found.get(row.pk, {}).items():
+            side, _, inside = name.partition(".")
+            if inside:
+                setattr(row, side, {**getattr(row, side), inside: value})
+            else:
+                setattr(row, name, value)
+    return rows
+
+
+def _write(*, by: Actor, at: datetime, hidden: Mapping[str, str] | None = None, **facts: Any) -> AuditEntry:
     transaction.on_commit(chain.written)
-    return AuditEntry.objects.create(
+    entry = AuditEntry(
+        id=ids.uuid7(),
         created_at=at,
         at=at,
         actor_kind=by.kind,
         actor_id=by.id,
-        actor_label=by.label,
         actor_role=by.role,
-        address=by.address,
         request_id=by.request_id,
         **facts,
     )
+    if by.kind not in PERSONS:
+        entry.actor_label, entry.address = by.label, by.address
+    entry.personal = _sealed(entry, by, hidden or {}) or None
+    entry.save(force_insert=True)
+    return entry
+
+
+def _sealed(entry: AuditEntry, by: Actor, hidden: Mapping[str, str]) -> dict[str, str]:
+    """Return what is personal in an entry, sealed. What the ring cannot seal right now is left out, never in clear:
+    `actor_id` still says who it was."""
+    whose: dict[tuple[str, str], dict[str, str]] = {}
+    if by.kind in PERSONS and by.label:
+        own = {"actor_label": by.label, "address": by.address or ""}
+        whose[by.label, by.id] = {name: value for name, value in own.items() if value}
+    for name, value in hidden.items():
+        if "@" in value and not value.split()[1:]:
+            whose.setdefault((value, ""), {})[name] = value
+    found: dict[str, str] = {}
+    for (mail, user), values in whose.items():
+        try:
+            found |= persons.seal(values, under=persons.key_of(mail=mail, user=user, at=entry.at), entry=entry.pk)
+        except KeyRingError:
+            continue
+    return found
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

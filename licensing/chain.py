@@ -30,27 +30,26 @@ INTERVAL_SECONDS = 0.5
 START = bytes(32)  # what the first link hashes as the one before it
 
 # The columns a content hash covers. A column more is a new form: what was hashed before stays as it was hashed.
-FORMS: dict[int, tuple[str, ...]] = {
-    1: (
-        "id",
-        "created_at",
-        "at",
-        "action",
-        "actor_kind",
-        "actor_id",
-        "actor_label",
-        "actor_role",
-        "address",
-        "object_kind",
-        "object_id",
-        "license_id",
-        "customer_id",
-        "before",
-        "after",
-        "reason",
-        "request_id",
-    )
-}
+_FIRST = (
+    "id",
+    "created_at",
+    "at",
+    "action",
+    "actor_kind",
+    "actor_id",
+    "actor_label",
+    "actor_role",
+    "address",
+    "object_kind",
+    "object_id",
+    "license_id",
+    "customer_id",
+    "before",
+    "after",
+    "reason",
+    "request_id",
+)
+FORMS: dict[int, tuple[str, ...]] = {1: _FIRST, 2: (*_FIRST, "personal")}
 FORM = max(FORMS)
 GONE = 0  # the form of a link whose entry was not there any more when its number came
 

@@ -435,15 +435,28 @@ def unseal(sealed: str, place: Place) -> bytes:
         NotAuthentic: it was altered, or sealed for another place.
         KeyRingError: the ring lacks its key.
     """
+    return unseal_under(ring().key(_parts(sealed)[1], "seal"), sealed, place)
+
+
+def unseal_under(key: Key, sealed: str, place: Place) -> bytes:
+    """Return what was sealed for `place` under this very key. Raises `NotAuthentic`."""
+    parts = _parts(sealed)
+    try:
+        return key.decrypt(unb64(parts[2]), unb64(parts[3]), place.bound(key.kid))
+    except NotAuthentic:
+        raise NotAuthentic(f"A sealed value in {place.table}.{place.field} does not belong there.") from None
+
+
+def data_key(kid: str, material: bytes) -> Key:
+    """Return a key of 32 bytes that is not of the ring, but kept somewhere sealed under one that is."""
+    return RingKey(kid, "seal", "primary", "", material)
+
+
+def _parts(sealed: str) -> list[str]:
     parts = sealed.split(".")
     if len(parts) != 4 or parts[0] != "v1":
         raise NotAuthentic("A sealed value is malformed.")
-    key = ring().key(parts[1], "seal")
-    try:
-        opened: bytes = key.decrypt(unb64(parts[2]), unb64(parts[3]), place.bound(key.kid))
-        return opened
-    except NotAuthentic:
-        raise NotAuthentic(f"A sealed value in {place.table}.{place.field} does not belong there.") from None
+    return parts
 
 
 def digest(value: bytes, *, kind: str) -> tuple[str, bytes]:

@@ -53,12 +53,10 @@ def create(*, code: str, name: str, by: Actor, at: datetime, email: str = "") ->
 
 
 def change(*, customer: Customer, name: str, email: str, by: Actor, at: datetime) -> Customer:
-    """Change a customer's name and notice address. The entry says that the address changed, not to what."""
+    """Change a customer's name and notice address; the entry holds both addresses sealed."""
     with transaction.atomic():
         row = Customer.objects.select_for_update(no_key=True).get(pk=customer.pk)
-        old, new = audit.differences({"name": row.name}, {"name": name})
-        if row.email != email:
-            new["email"] = "changed"
+        old, new = audit.differences({"name": row.name, "email": row.email}, {"name": name, "email": email})
         if new:
             row.name, row.email = name, email
             row.save()

@@ -230,9 +230,9 @@ def _all() -> list[Guard]:
             "UPDATE",
             "a change of scheme keeps what was asked for, and its images once it is applied",
             f"({changed(SchemeChange, without=_CHANGE_GOES_ON)})"
-            " OR OLD.\"state\" NOT IN ('scheduled', 'applied')"
+            f" OR OLD.\"state\" NOT IN ('scheduled', 'applied') AND ({changed(SchemeChange, without=_ERASED)})"
             f" OR OLD.\"state\" = 'applied' AND ({changed(SchemeChange, without=_CHANGE_ENDS)}"
-            " OR NEW.\"state\" <> 'undone')",
+            f" OR NEW.\"state\" <> 'undone' AND ({changed(SchemeChange, without=_ERASED)}))",
         ),
         *never_gone(
             SchemeChange,
@@ -367,8 +367,9 @@ def _all() -> list[Guard]:
 
 
 # What a change of scheme may still learn, and what of that stays as it is once it is applied.
-_CHANGE_GOES_ON = ("state", "applied_at", "ended_at", "refusal", "term", "before", "after")
-_CHANGE_ENDS = ("state", "ended_at")
+_ERASED = ("actor_label",)  # of a person who is erased, in whatever state
+_CHANGE_GOES_ON = ("state", "applied_at", "ended_at", "refusal", "term", "before", "after", *_ERASED)
+_CHANGE_ENDS = ("state", "ended_at", *_ERASED)
 
 # What a live lease may change: it is renewed, borrowed or ended, or its machine's activation becomes known.
 _LEASE_GOES_ON = ("activation", "offline", "renewed_at", "expires_at", "ended_at")

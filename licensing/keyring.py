@@ -24,7 +24,7 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models import Model
 from django.utils import timezone
 
-from licensing import anomalies, audit, crypto, proofs
+from licensing import anomalies, audit, crypto, persons, proofs
 from licensing.background import Periodic
 from licensing.crypto import KeyRing, KeyRingError, Place, Purpose, RingKey
 from licensing.errors import Refused
@@ -35,6 +35,7 @@ from licensing.models import (
     KeyCanary,
     License,
     LicenseKey,
+    Person,
     RingReader,
     WebhookEndpoint,
 )
@@ -48,8 +49,9 @@ SEALED: tuple[tuple[type[Model], str], ...] = (
     (IdempotencyRecord, "sealed_answer"),
     (WebhookEndpoint, "sealed_secret"),
     (WebhookEndpoint, "sealed_former_secret"),
+    (Person, "sealed"),
 )
-DIGESTED: tuple[type[Model], ...] = (LicenseKey, Credential)
+DIGESTED: tuple[type[Model], ...] = (LicenseKey, Credential, Person)
 WAITS_BEFORE_DESTROYED = timedelta(days=30)
 LIVE_SECONDS = 60
 LOOKS_SECONDS = 2.0
@@ -251,6 +253,13 @@ def reencrypt(*, at: datetime, batch: int = 500) -> Iterator[Progress]:
                 digest_kid=kid, digest=digest
             )
         yield Progress(done, done, "licensing_licensekey.digest")
+    for pks in _batches(Person.objects.filter(erased_at=None).exclude(digest_kid=digesting), batch):
+        for person in Person.objects.filter(pk__in=pks, erased_at=None):
+            kid, digest = persons.digested_anew(person)
+            done += Person.objects.filter(pk=person.pk, digest_kid=person.digest_kid).update(
+                digest_kid=kid, digest=digest
+            )
+        yield Progress(done, done, "licensing_person.digest")
     for pks in _batches(License.objects.exclude(terms_kid=digesting), batch):
         with transaction.atomic():
             for license in License.objects.select_for_update(no_key=True).filter(pk__in=pks).order_by("pk"):

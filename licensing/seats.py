@@ -188,6 +188,19 @@ def release_all(*, license: License, by: Actor, at: datetime, reason: str) -> in
     return len(rows)
 
 
+def erase_holder(*, holder: str, stand_in: str, by: Actor, at: datetime, reason: str) -> int:
+    """Release every live seat of a person, blocked ones too and whatever the plan says of churn, and put a stand-in for
+    their address on all they ever held; return how many. The caller holds no lock yet."""
+    with transaction.atomic():
+        rows = Seat.objects.filter(holder=normalized(holder))
+        for license_id in sorted(set(rows.filter(released_at=None).values_list("license_id", flat=True))):
+            lock(license_id)
+            for row in rows.select_for_update(no_key=True).filter(license_id=license_id, released_at=None):
+                _close(row, by=by, at=at, reason=reason)
+                give_back(license_id, 1, at)
+        return rows.update(holder=stand_in)
+
+
 def normalized(holder: str) -> str:
     """Return an email address in the one form seats are compared in. Raises `Invalid`."""
     folded = holder.strip().lower()

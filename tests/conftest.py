@@ -19,6 +19,7 @@ from licensing import (
     live,
     nonces,
     observations,
+    persons,
     pictures,
     snapshots,
     stamps,
@@ -67,6 +68,7 @@ def _nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         throttles.throttle(kind).clear()
     feed.forget()
     live.forget()
+    persons.forget()
     observations.clear()
     monkeypatch.setattr(pictures, "_database_again_at", 0.0)
     monkeypatch.setattr(snapshots, "_misses", 0)

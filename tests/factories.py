@@ -26,7 +26,7 @@ from billing.models import (
 )
 from licensing import audit, catalog, credentials, customers, lifecycle
 from licensing.audit import Actor
-from licensing.models import Credential, Customer, License, Member, Plan, PlanRevision, Product
+from licensing.models import AuditEntry, Credential, Customer, License, Member, Plan, PlanRevision, Product
 
 AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 BY = audit.system("tests")
@@ -36,6 +36,11 @@ _numbers = count(1)
 
 def make_actor(**overrides: Any) -> Actor:
     return Actor(**{"kind": "staff", "id": "1", "label": "staff@example.com", "role": "superuser"} | overrides)
+
+
+def opened(entry: AuditEntry) -> AuditEntry:
+    """Return an audit entry as one who may read it sees it."""
+    return audit.opened([entry])[0]
 
 
 def make_customer(**overrides: Any) -> Customer:

@@ -8,6 +8,7 @@ from django import forms
 from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin import SimpleListFilter
+from django.contrib.auth import get_user_model
 from django.db.models import Case, Q, When
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
@@ -15,7 +16,7 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.utils.html import format_html
 
-from licensing import anomalies, chain, checkpoints, rules
+from licensing import anomalies, audit, chain, checkpoints, rules
 from licensing.admin import theme
 from licensing.admin.acts import Act
 from licensing.admin.base import StaffHistoryAdmin, StaffModelAdmin, as_uuid, instant, told
@@ -129,6 +130,15 @@ class AuditEntryAdmin(StaffModelAdmin):
         ("When", {"fields": ("at", "number", "id")}),
     )
 
+    def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
+        entry = super().get_object(request, object_id, from_field)
+        return audit.opened([entry])[0] if entry else None
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        shown = super().get_changelist_instance(request)
+        shown.result_list = audit.opened(shown.result_list)
+        return shown
+
     @theme.display(description="number in the chain")
     def number(self, entry: AuditEntry) -> str:
         number = chain.number_of(entry.pk)
@@ -160,7 +170,11 @@ class AuditEntryAdmin(StaffModelAdmin):
             same = Q(pk=found) | Q(license_id=found) | Q(customer_id=found) | Q(object_id=str(found))
             return queryset.filter(same | Q(request_id=str(found))), False
         if term:
-            queryset = queryset.filter(Q(action__startswith=term.lower()) | Q(actor_label=term) | Q(request_id=term))
+            people = [
+                str(pk) for pk in get_user_model().objects.filter(email=term.lower()).values_list("pk", flat=True)
+            ]
+            by = Q(actor_label=term) | Q(actor_kind__in=audit.PERSONS, actor_id__in=people)
+            queryset = queryset.filter(by | Q(action__startswith=term.lower()) | Q(request_id=term))
         return queryset, False
 
 

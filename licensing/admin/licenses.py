@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
-from licensing import activations, keys, lifecycle, proofs, seats, validation
+from licensing import activations, audit, keys, lifecycle, proofs, seats, validation
 from licensing.admin import theme
 from licensing.admin.acts import Act
 from licensing.admin.base import StaffHistoryAdmin, StaffModelAdmin, as_uuid, instant, link_to, list_of, quantity
@@ -613,7 +613,7 @@ class LicenseAdmin(StaffHistoryAdmin):
                         entry.actor_label or entry.actor_id,
                         entry.reason or "–",
                     ]
-                    for entry in AuditEntry.objects.filter(license_id=row.pk)[:SHOWN]
+                    for entry in audit.opened(AuditEntry.objects.filter(license_id=row.pk)[:SHOWN])
                 ],
                 "more": list_of(AuditEntry, license_id=row.pk),
             },

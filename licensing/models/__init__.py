@@ -16,6 +16,7 @@ from licensing.models.keys import LicenseKey
 from licensing.models.leases import Lease, LicenseFile
 from licensing.models.licenses import Hold, License, SchemeChange, Term
 from licensing.models.outbox import OutboxMessage
+from licensing.models.persons import Person
 from licensing.models.seats import Seat
 from licensing.models.sweeps import JobState, Reminder
 from licensing.models.webhooks import WebhookDelivery, WebhookEndpoint
@@ -44,6 +45,7 @@ __all__ = [
     "Member",
     "Observation",
     "OutboxMessage",
+    "Person",
     "Plan",
     "PlanRevision",
     "Product",

@@ -11,9 +11,12 @@ class AuditEntry(Row):
 
     Append-only (see `guards`). The chain refers to entries from a table of its own, so that chaining never updates an
     entry; its number orders them for good, `id` until then. A column more needs a new form in `chain.FORMS`.
+
+    What it says of a person stands in `personal`, by name, sealed under that person's key (see `persons`); the columns
+    of these names are then empty. What programs and licenses do is no person's, and stands in the columns.
     """
 
-    PERSONAL = ("actor_label", "address")
+    PERSONAL = ("actor_label", "address", "personal")
 
     at = models.DateTimeField()
     action = models.CharField(max_length=64)
@@ -30,6 +33,7 @@ class AuditEntry(Row):
     after = models.JSONField(default=dict)
     reason = models.TextField(blank=True)
     request_id = models.CharField(max_length=64, blank=True)
+    personal = models.JSONField(null=True, blank=True)
 
     class Meta:
         ordering = ["-id"]

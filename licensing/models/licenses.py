@@ -202,6 +202,8 @@ class SchemeChange(Row):
     `before` and `after` are the license's row on either side of it (`schemes.image`), so that it can be undone.
     """
 
+    PERSONAL = ("actor_label",)
+
     license = models.ForeignKey(License, on_delete=models.PROTECT, related_name="scheme_changes")
     plan_revision = models.ForeignKey(PlanRevision, on_delete=models.PROTECT, related_name="+")
     starts_at = models.DateTimeField()

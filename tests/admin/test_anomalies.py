@@ -7,7 +7,7 @@ from licensing import anomalies
 from licensing.models import Anomaly
 from licensing.states import Severity
 from tests.admin.conftest import act, last_entry, page, recorded, sign_in, text_of
-from tests.factories import AT
+from tests.factories import AT, opened
 
 pytestmark = pytest.mark.django_db
 
@@ -37,7 +37,7 @@ def test_resolves_with_words(staff: Client, anomaly: Anomaly) -> None:
     assert (anomaly.state, anomaly.resolution) == ("resolved", "A load test of the customer's.")
     entry = last_entry()
     assert (entry.action, entry.reason) == ("anomaly.resolved", "A load test of the customer's.")
-    assert entry.actor_label == staff.user.email  # type: ignore[attr-defined]
+    assert opened(entry).actor_label == staff.user.email  # type: ignore[attr-defined]
 
 
 def test_resolving_twice_is_refused(staff: Client, anomaly: Anomaly) -> None:

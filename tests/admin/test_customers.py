@@ -9,7 +9,7 @@ from django.test import Client
 from licensing import credentials, crypto
 from licensing.models import AuditEntry, Credential, Customer, Member
 from tests.admin.conftest import act, adding, last_entry, page, recorded, sign_in, text_of
-from tests.factories import make_credential, make_customer, make_member, make_user
+from tests.factories import make_credential, make_customer, make_member, make_user, opened
 
 pytestmark = pytest.mark.django_db
 SECRET = re.compile(r"lsk_[A-Za-z0-9_-]{43}")
@@ -26,7 +26,7 @@ def test_makes_and_changes_a_customer(staff: Client) -> None:
     assert (customer.code, customer.name, customer.email) == ("acme", "Acme Ltd", "it@acme.example")
     entry = last_entry()
     assert (entry.action, entry.customer_id) == ("customer.changed", customer.pk)
-    assert "it@acme.example" not in str(entry.after)
+    assert "it@acme.example" not in str(AuditEntry.objects.get(pk=entry.pk).after)
 
 
 def test_adds_a_member_changes_the_role_and_removes(staff: Client) -> None:
@@ -74,7 +74,7 @@ def test_makes_a_credential_and_shows_its_secret_once(staff: Client) -> None:
     assert row.allowed_addresses == ["192.0.2.0/24", "2001:db8::1/128"]
     entry = last_entry()
     assert (entry.action, entry.object_id, entry.after["last4"]) == ("credential.created", str(row.pk), secret[-4:])
-    assert entry.actor_label == staff.user.email  # type: ignore[attr-defined]
+    assert opened(entry).actor_label == staff.user.email  # type: ignore[attr-defined]
     assert not SECRET.search(text_of(staff.get(page(row))))
 
 

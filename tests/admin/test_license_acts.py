@@ -11,7 +11,7 @@ from licensing import keys, lifecycle, seats
 from licensing.models import AuditEntry, Hold, License, LicenseKey, OutboxMessage, Seat
 from licensing.states import LicenseStatus
 from tests.admin.conftest import act, adding, last_entry, listing, page, recorded, sign_in, text_of
-from tests.factories import AT, BY, make_customer, make_license, make_license_and_key, make_revision
+from tests.factories import AT, BY, make_customer, make_license, make_license_and_key, make_revision, opened
 
 pytestmark = pytest.mark.django_db
 KEY = re.compile(r"LIC1(?:-[0-9A-Z]{5}){7}")
@@ -47,7 +47,12 @@ def facts(license: License) -> Any:
 
 
 def assert_by_staff(client: Any, entry: AuditEntry) -> None:
-    assert (entry.actor_kind, entry.actor_label, entry.address) == ("staff", client.user.email, "127.0.0.1")
+    entry = opened(entry)
+    assert (entry.actor_kind, entry.actor_label, entry.address) == (
+        "staff",
+        client.user.email,
+        "127.0.0.1",
+    )
     assert entry.request_id
 
 

@@ -7,7 +7,7 @@ from django.urls import reverse
 from licensing import keys, seats
 from licensing.models import AuditEntry, License, LicenseKey
 from tests.admin.conftest import last_entry, listing, page, sign_in, text_of
-from tests.factories import AT, BY, make_license, make_license_and_key
+from tests.factories import AT, BY, make_license, make_license_and_key, opened
 
 pytestmark = pytest.mark.django_db
 URL = "/admin/look-up/"
@@ -24,7 +24,7 @@ def test_pasted_key_leads_to_the_license_with_its_verdict_and_is_recorded(staff:
     assert "Verdict now" in text_of(shown)
     entry = last_entry()
     assert (entry.action, entry.license_id, entry.after) == ("license.looked_up", license.pk, {"key_last5": key[-5:]})
-    assert entry.actor_label == staff.user.email  # type: ignore[attr-defined]
+    assert opened(entry).actor_label == staff.user.email  # type: ignore[attr-defined]
     assert key not in text_of(shown)
 
 

@@ -8,7 +8,7 @@ from django.urls import reverse
 from licensing.models import AuditEntry
 from portal.models import User
 from tests.admin.conftest import adding, last_entry, page, sign_in, text_of
-from tests.factories import PASSWORD, make_user
+from tests.factories import PASSWORD, make_user, opened
 
 pytestmark = pytest.mark.django_db
 
@@ -61,7 +61,7 @@ def test_makes_somebody_staff_in_a_group_and_records_it(staff: Client) -> None:
     assert entry.action == "user.changed"
     assert entry.before == {"is_staff": False, "groups": []}
     assert entry.after == {"is_staff": True, "groups": ["Support"]}
-    assert entry.actor_label == staff.user.email  # type: ignore[attr-defined]
+    assert opened(entry).actor_label == staff.user.email  # type: ignore[attr-defined]
 
 
 def test_sets_a_password_and_records_it(staff: Client) -> None:

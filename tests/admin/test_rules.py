@@ -10,7 +10,7 @@ from django.utils import timezone
 from licensing import anomalies, observations, rules, watching
 from licensing.models import Anomaly, AuditEntry, RuleRevision, RuleRun
 from tests.admin.conftest import act, last_entry, listing, page, sign_in, text_of
-from tests.factories import AT, BY, make_license
+from tests.factories import AT, BY, make_license, opened
 
 pytestmark = pytest.mark.django_db
 RULE = reverse("admin:rule", args=["key_sharing"])
@@ -39,7 +39,7 @@ def test_it_changes_thresholds_with_a_reason(staff: Client) -> None:
     assert (now.number, now.thresholds, now.hold, now.reason) == (1, {"slack": 4, "share": 0.2}, True, "Labs reinstall")
     entry = last_entry()
     assert (entry.action, entry.reason) == ("rule.changed", "Labs reinstall")
-    assert entry.actor_label == staff.user.email  # type: ignore[attr-defined]
+    assert opened(entry).actor_label == staff.user.email  # type: ignore[attr-defined]
     assert "revision 1: Labs reinstall" in text_of(staff.get(RULE))
 
 

@@ -3,7 +3,7 @@
 import pytest
 from django.db import IntegrityError, transaction
 
-from licensing import customers
+from licensing import audit, customers
 from licensing.customers import AlreadyMember, CustomerCodeTaken, LastOwner
 from licensing.errors import Invalid
 from licensing.models import AuditEntry, Customer, Member
@@ -29,7 +29,13 @@ def test_it_changes_name_and_address_and_does_not_write_the_address_into_the_aud
     entry = AuditEntry.objects.get(action="customer.changed")
     customer.refresh_from_db()
     assert (customer.name, customer.email) == ("Acme Ltd", "new@acme.example")
-    assert (entry.before, entry.after) == ({"name": "Acme"}, {"name": "Acme Ltd", "email": "changed"})
+    assert (entry.before, entry.after) == (
+        {"name": "Acme", "email": "changed"},
+        {"name": "Acme Ltd", "email": "changed"},
+    )
+    assert "acme.example" not in str(AuditEntry.objects.filter(pk=entry.pk).values().get())
+    shown = audit.opened([entry])[0]
+    assert (shown.before["email"], shown.after["email"]) == ("old@acme.example", "new@acme.example")
 
 
 def test_it_writes_nothing_when_nothing_changes():

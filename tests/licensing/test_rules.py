@@ -10,7 +10,7 @@ from licensing import anomalies, rules
 from licensing.errors import Invalid, Missing
 from licensing.models import Anomaly, AuditEntry, RuleRevision
 from licensing.rules import RuleChangedMeanwhile
-from tests.factories import AT, make_actor
+from tests.factories import AT, make_actor, opened
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BY = make_actor()
@@ -90,7 +90,7 @@ def test_thresholds_are_changed_in_revisions_that_say_why():
     assert rules.all_current()["seat_rotation"] == rules.current("seat_rotation")
     assert RuleRevision.objects.count() == 2
     entry = AuditEntry.objects.order_by("-id").first()
-    assert (entry.action, entry.reason, entry.actor_label) == ("rule.changed", "Sales", BY.label)
+    assert (entry.action, entry.reason, opened(entry).actor_label) == ("rule.changed", "Sales", BY.label)
     assert entry.before == {"thresholds": {"slack": "4", "share": "0.1"}, "hold": False}
     assert entry.after["thresholds"] == {"slack": "1", "share": "0.1"}
 

@@ -9,6 +9,7 @@ from django.urls import reverse
 from licensing import lifecycle, seats
 from licensing.models import AuditEntry, License, Seat
 from tests import factories
+from tests.factories import opened
 from tests.pages.conftest import TODAY
 
 pytestmark = pytest.mark.django_db
@@ -30,7 +31,7 @@ def test_it_assigns_a_seat_and_says_so(signed_in, role):
     seat = Seat.objects.get()
     assert (seat.holder, seat.state) == ("ada@example.com", "assigned")
     entry = AuditEntry.objects.get(action="seat.assigned")
-    assert (entry.actor_kind, entry.actor_label, entry.actor_role) == ("member", member.user.email, role)
+    assert (entry.actor_kind, opened(entry).actor_label, entry.actor_role) == ("member", member.user.email, role)
 
 
 def test_done_twice_it_changes_nothing(signed_in):

@@ -10,6 +10,7 @@ from django.urls import reverse
 from licensing import activations, leases
 from licensing.models import Activation, AuditEntry, Lease, License
 from tests import factories
+from tests.factories import opened
 from tests.pages.conftest import TODAY
 
 pytestmark = pytest.mark.django_db
@@ -58,7 +59,7 @@ def test_it_lets_a_machine_go_with_its_reason_once(signed_in):
     assert "Plant 7 is let go." in answer.text
     assert License.objects.get().activations_used == 0
     entry = AuditEntry.objects.get(action="activation.ended")
-    assert (entry.actor_label, entry.reason) == (member.user.email, "scrapped")
+    assert (opened(entry).actor_label, entry.reason) == (member.user.email, "scrapped")
     assert client.post(url(machine)).status_code == 302
     assert "There is nothing left to do" in client.get(url(machine)).text
     assert AuditEntry.objects.filter(action="activation.ended").count() == 1

@@ -13,6 +13,7 @@ from licentia_client.offline import Machine, make_request
 from licensing import activations, crypto, leases, lifecycle
 from licensing.models import Activation, AuditEntry, Lease, License, LicenseFile
 from tests import factories
+from tests.factories import opened
 from tests.pages.conftest import TODAY
 
 pytestmark = pytest.mark.django_db
@@ -74,7 +75,7 @@ def test_it_sends_a_license_file_for_a_request(way, signed_in, text, tmp_path):
     assert ReadFile.read(answer.content.decode(), keys=crypto.jwks(), machine=machine).license == str(license.pk)
     assert LicenseFile.objects.get().encrypted
     entry = AuditEntry.objects.get(action="license_file.issued")
-    assert (entry.actor_kind, entry.actor_label) == ("member", member.user.email)
+    assert (entry.actor_kind, opened(entry).actor_label) == ("member", member.user.email)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_it_ends_a_lease_with_its_reason_once(signed_in):
     assert "Nobody is working right now." in answer.text
     assert License.objects.get(pk=lease.license_id).seats_used == 0
     entry = AuditEntry.objects.get(action="lease.ended")
-    assert (entry.actor_label, entry.reason) == (member.user.email, "left running")
+    assert (opened(entry).actor_label, entry.reason) == (member.user.email, "left running")
     assert client.post(end(lease)).status_code == 302
     assert "There is nothing left to do" in client.get(end(lease)).text
     assert AuditEntry.objects.filter(action="lease.ended").count() == 1

@@ -165,7 +165,7 @@ class Command(BaseCommand):
                 self.stdout.write("API credentials keep their digest until they expire or are revoked; then this is 0.")
 
     def _backup(self, options: dict[str, Any]) -> None:
-        keyring.backup(to=options["file"], passphrase=_passphrase(options, twice=True), at=timezone.now())
+        keyring.backup(to=options["file"], passphrase=passphrase(options, twice=True), at=timezone.now())
         self.stdout.write(
             f"The ring is in {options['file']}. Keep the passphrase elsewhere, and both off this machine."
         )
@@ -173,7 +173,7 @@ class Command(BaseCommand):
     def _restore(self, options: dict[str, Any]) -> None:
         ring = keyring.restore(
             file_=options["file"],
-            passphrase=_passphrase(options),
+            passphrase=passphrase(options),
             at=timezone.now(),
             replacing=options["replace"],
         )
@@ -182,14 +182,15 @@ class Command(BaseCommand):
         )
 
     def _verify_backup(self, options: dict[str, Any]) -> None:
-        kept = {key.kid for key in keyring.opened(file=options["file"], passphrase=_passphrase(options)).keys}
+        kept = {key.kid for key in keyring.opened(file=options["file"], passphrase=passphrase(options)).keys}
         lacking = sorted({key.kid for key in crypto.ring().keys if key.state != "destroyed"} - kept)
         if lacking:
             raise CommandError(f"The backup lacks {', '.join(lacking)}. Make a new one: manage.py keyring backup FILE")
         self.stdout.write(f"The backup opens and has all {len(kept)} keys.")
 
 
-def _passphrase(options: dict[str, Any], *, twice: bool = False) -> str:
+def passphrase(options: dict[str, Any], *, twice: bool = False) -> str:
+    """Return the passphrase that the options name, or that is typed."""
     if options["passphrase_file"]:
         return str(options["passphrase_file"].read_text().rstrip("\n"))
     given = getpass.getpass("Passphrase: ")
