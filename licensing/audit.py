@@ -126,7 +126,7 @@ def opened(entries: Iterable[AuditEntry]) -> list[AuditEntry]:
     """Return these entries as somebody may read them, with what is sealed in them in its place: `persons.ERASED` where
     the person is erased. One query for all. They are no longer what is stored: never save one."""
     rows = list(entries)
-    found = persons.opened({row.pk: row.personal for row in rows if row.personal})
+    found = persons.opened({row.pk: row.personal for row in rows if isinstance(row.personal, dict)})
     for row in rows:
         for name, value in found.get(row.pk, {}).items():
             side, _, inside = name.partition(".")

@@ -51,8 +51,11 @@ def key_of(*, mail: str, user: str = "", at: datetime) -> Key:
     found = _known.get((mail, user))
     if found is not None and found.until > time.monotonic():
         return found.key
-    row = of(mail).filter(user=user).order_by("id").first() or _make(mail, user, at)
-    key = _opened(row)[0]
+    row = of(mail).filter(user=user).order_by("id").last() or _make(mail, user, at)
+    try:
+        key = _opened(row)[0]
+    except NotAuthentic:  # altered by hand: nobody can act under it, and nobody is to be kept from acting
+        key = _opened(_make(mail, user, at))[0]
     # Only once it is sure to stay: the row of a change that is undone goes with it.
     transaction.on_commit(lambda: _remember((mail, user), key))
     return key

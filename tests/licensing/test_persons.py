@@ -172,6 +172,16 @@ def test_a_reading_that_cannot_be_sealed_is_written_without_the_name(monkeypatch
     assert (entry.actor_id, entry.actor_label, entry.address, entry.personal) == ("7", "", None, None)
 
 
+def test_a_key_that_was_altered_by_hand_keeps_nobody_from_acting() -> None:
+    entry = act()
+    Person.objects.update(sealed=crypto.seal(bytes(40), crypto.Place("x", "1", "sealed")))
+
+    again = act()
+
+    assert opened(again).actor_label == "Ada@Example.com"
+    assert opened(entry).actor_label == "cannot be read"
+
+
 def test_what_a_model_calls_personal_is_never_written_open() -> None:
     customer = make_customer()
     with transaction.atomic():
