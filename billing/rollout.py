@@ -106,7 +106,8 @@ def prepare(*, code: str, plan: Plan, plan_revision: PlanRevision, reason: str, 
     """Begin a rollout of a plan's licenses to a published revision, of that plan or another of the product.
 
     Raises:
-        Invalid: a code that is no word for a command line, no reason, or a revision of another product.
+        Invalid: a code that is no word for a command line, no reason, a revision of another product, or one that every
+            license of the plan is under already.
         lifecycle.NotPublished, CodeTaken
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", code):
@@ -117,6 +118,12 @@ def prepare(*, code: str, plan: Plan, plan_revision: PlanRevision, reason: str, 
         raise lifecycle.NotPublished(f"Revision {plan_revision.number} of this plan is {plan_revision.state}.")
     if plan_revision.plan.product_id != plan.product_id:
         raise Invalid("The revision is of another product. A license keeps its product.", pointer="/plan_revision")
+    if plan_revision.plan_id == plan.pk and not _movable(plan, plan_revision).exists():
+        raise Invalid(
+            f"This is a rollout of the plan to itself: no license of {plan} is under another revision than"
+            f" {plan_revision.number}. Name another plan, or publish another revision first.",
+            pointer="/plan_revision",
+        )
     with transaction.atomic():
         if Rollout.objects.filter(code=code).exists():
             raise CodeTaken()
@@ -130,6 +137,11 @@ def prepare(*, code: str, plan: Plan, plan_revision: PlanRevision, reason: str, 
             reason=reason,
         )
     return made
+
+
+def _movable(plan: Plan, plan_revision: PlanRevision) -> QuerySet[License]:
+    rows = License.objects.filter(plan_revision__plan=plan, issued_at__isnull=False, revoked_at=None)
+    return rows.exclude(plan_revision=plan_revision)
 
 
 def ask(
@@ -287,9 +299,7 @@ def holds_open(statement: Statement) -> bool:
 def _enlist(row: Rollout, by: Actor, clock: Clock) -> Iterator[Progress]:
     """Write down whom the rollout is about, in the order of ids; a killed one goes on after the last written."""
     open_elsewhere = RolloutMember.objects.filter(license=OuterRef("pk"), state__in=OPEN)
-    licenses = License.objects.filter(plan_revision__plan=row.plan, issued_at__isnull=False, revoked_at=None).exclude(
-        plan_revision=row.plan_revision
-    )
+    licenses = _movable(row.plan, row.plan_revision)
     total = licenses.count()
     while True:
         with transaction.atomic():

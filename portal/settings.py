@@ -497,6 +497,7 @@ UNFOLD: dict[str, Any] = {
     "SHOW_VIEW_ON_SITE": False,
     "BORDER_RADIUS": "6px",
     "STYLES": [lambda request: static("admin-extra/staff.css")],
+    "SCRIPTS": [lambda request: static("admin-extra/staff.js")],
     "SIDEBAR": {"navigation": "portal.staff_site.navigation"},
     "COLORS": {
         "primary": {

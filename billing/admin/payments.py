@@ -9,7 +9,7 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from billing import words
+from billing.admin.told import in_money
 from billing.models import DunningHold, DunningStep, GatewayEvent, GatewayInvoice, Payment, Reversal
 from licensing.admin import theme
 from licensing.admin.base import StaffModelAdmin, link_to
@@ -35,37 +35,39 @@ class _OfStatement(StaffModelAdmin):
 class PaymentAdmin(_OfStatement):
     """Payments: through the gateway, or recorded by staff."""
 
-    list_display = ("reference", "statement_shown", "amount", "source", "created_at")
+    list_display = ("reference", "statement_shown", "amount_minor", "source", "created_at")
+    tells = {"amount_minor": in_money("amount_minor", "amount")}
     list_filter = ("source", "statement__currency")
     search_fields = (*_OfStatement.search_fields, "=reference")
     search_help_text = "Customer, reference, or statement id"
     date_hierarchy = "created_at"
     fieldsets = (
-        (None, {"fields": ("statement_shown", "amount", "source", "reference", "reason", "created_at", "id")}),
+        (None, {"fields": ("statement_shown", "amount_minor", "source", "reference", "reason", "created_at", "id")}),
     )
-
-    @theme.display(description="amount", ordering="amount_minor")
-    def amount(self, payment: Payment) -> str:
-        return words.money(payment.amount_minor, payment.statement.currency)
 
 
 @admin.register(Reversal)
 class ReversalAdmin(_OfStatement):
     """Refunds, credit notes and disputes at the gateway, and how each stands."""
 
-    list_display = ("reference", "statement_shown", "kind", "returned", "credited", "stands", "status", "created_at")
+    list_display = (
+        "reference",
+        "statement_shown",
+        "kind",
+        "returned_minor",
+        "credited_minor",
+        "stands",
+        "status",
+        "created_at",
+    )
     list_filter = ("kind", "stands", "statement__currency")
     search_fields = (*_OfStatement.search_fields, "=reference")
     search_help_text = "Customer, the gateway's id, or statement id"
     date_hierarchy = "created_at"
-
-    @theme.display(description="went back", ordering="returned_minor")
-    def returned(self, row: Reversal) -> str:
-        return words.money(row.returned_minor, row.statement.currency)
-
-    @theme.display(description="credited", ordering="credited_minor")
-    def credited(self, row: Reversal) -> str:
-        return words.money(row.credited_minor, row.statement.currency)
+    tells = {
+        "returned_minor": in_money("returned_minor", "went back"),
+        "credited_minor": in_money("credited_minor", "credited"),
+    }
 
 
 @admin.register(GatewayInvoice)
@@ -76,6 +78,7 @@ class GatewayInvoiceAdmin(_OfStatement):
     list_filter = ("state",)
     search_fields = (*_OfStatement.search_fields, "=external_id")
     search_help_text = "Customer, the gateway's id, or statement id"
+    tells = {"told_minor": in_money("told_minor", "paid past it, as it knows")}
 
     @theme.display(
         description="state",

@@ -13,6 +13,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 
 from billing import payments, pricing, statements, words
+from billing.admin.told import by_name, in_money, with_names
 from billing.models import DunningStep, GatewayInvoice, Payment, Reversal, Statement, StatementLine
 from billing.states import StatementState
 from licensing.admin import theme
@@ -150,13 +151,18 @@ class StatementAdmin(StaffModelAdmin):
 
     change_form_template = "admin/billing/statement/change_form.html"
     shows_personal = ("page",)
-    list_display = ("number_shown", "customer", "period", "state_shown", "total", "due_at", "paid_at")
+    list_display = ("number_shown", "customer", "period", "state_shown", "total_minor", "due_at", "paid_at")
     list_select_related = ("customer",)
     list_filter = ("state", "currency")
     search_fields = ("customer__code", "customer__name", "=number")
     search_help_text = "Code or name of the customer, or number"
     date_hierarchy = "starts_at"
     uuid_fields = ("customer_id",)
+    tells = {
+        "subtotal_minor": in_money("subtotal_minor", "subtotal"),
+        "tax_minor": in_money("tax_minor", "tax"),
+        "total_minor": in_money("total_minor", "total"),
+    }
     acts = (
         Act(
             name="refresh",
@@ -176,6 +182,7 @@ class StatementAdmin(StaffModelAdmin):
             rule=statements.close,
             row_as="statement",
             form=NoInputs,
+            danger=True,
             says=lambda statement, at: [
                 "It gets the customer's next number and never changes again; what comes later is on the next one.",
                 "This happens by itself once the period and its grace time are over.",
@@ -274,10 +281,6 @@ class StatementAdmin(StaffModelAdmin):
     def state_shown(self, statement: Statement) -> str:
         return statement.state
 
-    @theme.display(description="total", ordering="total_minor")
-    def total(self, statement: Statement) -> str:
-        return _money(statement.total_minor, statement.currency)
-
     def get_queryset(self, request: HttpRequest) -> QuerySet[Statement]:
         return super().get_queryset(request).select_related("customer")
 
@@ -287,7 +290,7 @@ class StatementAdmin(StaffModelAdmin):
             ("Customer", str(row.customer)),
             ("Period (UTC)", f"{row.starts_at:%Y-%m-%d} to {row.ends_at:%Y-%m-%d}"),
             ("State", row.state),
-            ("Total", self.total(row)),
+            ("Total", words.money(row.total_minor, row.currency)),
         ]
 
     def panels(self, request: HttpRequest, row: Any, at: datetime) -> dict[str, Any]:
@@ -339,24 +342,21 @@ def _cells(line: StatementLine, currency: str) -> list[Any]:
         instant(line.ends_at),
         figure(quantity(line.quantity, "")),
         link_to(line.price_revision) if line.price_revision else "–",
-        _money(line.amount_minor, currency),
+        figure(words.money(line.amount_minor, currency)),
     ]
-
-
-def _money(minor: int, currency: str) -> str:
-    return figure(words.money(minor, currency))
 
 
 @admin.register(StatementLine)
 class StatementLineAdmin(StaffModelAdmin):
     """Lines over all statements, to find where a license or meter was charged."""
 
-    list_display = ("description", "statement_shown", "kind", "meter", "amount", "starts_at")
+    list_display = ("description", "statement_shown", "kind", "meter", "amount_minor", "starts_at")
     list_select_related: ClassVar[tuple[str, ...]] = ("statement__customer",)
     list_filter = ("kind", "statement__state")
     search_fields = ("=meter", "statement__customer__code")
     search_help_text = "Meter, customer code, or license id"
     uuid_fields = ("license_id", "statement_id")
+    tells = {"amount_minor": in_money("amount_minor", "amount"), "meter": by_name}
     acts = (
         Act(
             name="adjust",
@@ -373,20 +373,16 @@ class StatementLineAdmin(StaffModelAdmin):
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[StatementLine]:
-        return super().get_queryset(request).select_related(*self.list_select_related)
+        return with_names(super().get_queryset(request).select_related(*self.list_select_related))
 
     @theme.display(description="statement")
     def statement_shown(self, line: StatementLine) -> str:
         return link_to(line.statement, f"{line.statement.customer} {line.statement}")
-
-    @theme.display(description="amount", ordering="amount_minor")
-    def amount(self, line: StatementLine) -> str:
-        return _money(line.amount_minor, line.statement.currency)
 
     def act_facts(self, row: Any, at: datetime) -> list[tuple[str, Any]]:
         return [
             ("Line", row.description),
             ("Statement", link_to(row.statement, str(row.statement))),
             ("Customer", str(row.statement.customer)),
-            ("Amount", self.amount(row)),
+            ("Amount", words.money(row.amount_minor, row.statement.currency)),
         ]

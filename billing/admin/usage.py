@@ -20,6 +20,7 @@ from django.utils.dateparse import parse_datetime
 from django.utils.html import format_html
 
 from billing import metering
+from billing.admin.told import by_name, with_names
 from billing.models import Rollup, UsageEvent
 from billing.states import EventKind, Window
 from licensing.admin import theme
@@ -185,7 +186,7 @@ def _event_cells(event: UsageEvent, may_correct: bool) -> list[Any]:
     return [
         instant(event.occurred_at),
         event.event_id,
-        event.meter_revision.meter.code,
+        str(event.meter_revision.meter),
         figure(quantity(event.quantity)),
         ", ".join(f"{name}: {value}" for name, value in (event.dimensions or {}).items()) or "–",
         event.source,
@@ -197,7 +198,7 @@ def _event_cells(event: UsageEvent, may_correct: bool) -> list[Any]:
 
 
 def _counters(license: License) -> dict[str, Any]:
-    rows = Counter.objects.filter(license=license).order_by("-starts_at", "meter")[:SHOWN]
+    rows = with_names(Counter.objects.filter(license=license)).order_by("-starts_at", "meter")[:SHOWN]
     return {
         "title": "Counters",
         "headers": ["Meter", "From (UTC)", "To (UTC)", "Used", "Allowance", "Reserved", "At most"],
@@ -206,7 +207,7 @@ def _counters(license: License) -> dict[str, Any]:
         "empty": "Nothing was counted yet.",
         "rows": [
             [
-                row.meter,
+                by_name(row),
                 instant(row.starts_at),
                 instant(row.ends_at),
                 figure(quantity(row.used)),
@@ -220,7 +221,8 @@ def _counters(license: License) -> dict[str, Any]:
 
 
 def _credit(license: License) -> dict[str, Any]:
-    rows = CreditGrant.objects.filter(license=license).order_by("meter", "priority", "expires_at", "id")[:SHOWN]
+    granted = with_names(CreditGrant.objects.filter(license=license))
+    rows = granted.order_by("meter", "priority", "expires_at", "id")[:SHOWN]
     return {
         "title": "Credit",
         "headers": ["Meter", "Left", "Granted", "Priority", "Expires (UTC)", "Reason"],
@@ -228,7 +230,7 @@ def _credit(license: License) -> dict[str, Any]:
         "empty": "No prepaid credit was granted.",
         "rows": [
             [
-                link_to(row, row.meter),
+                link_to(row, by_name(row)),
                 figure(quantity(row.amount - row.drawn)),
                 figure(quantity(row.amount)),
                 figure(row.priority),
@@ -242,14 +244,14 @@ def _credit(license: License) -> dict[str, Any]:
 
 
 def _reservations(license: License) -> dict[str, Any]:
-    rows = Reservation.objects.filter(license=license, state=ReservationState.OPEN)[:SHOWN]
+    rows = with_names(Reservation.objects.filter(license=license, state=ReservationState.OPEN))[:SHOWN]
     return {
         "title": "Open reservations",
         "headers": ["Meter", "Quantity", "Expires (UTC)", "Holder"],
         "figures": ["Quantity"],
         "empty": "Nothing is reserved.",
         "rows": [
-            [link_to(r, r.meter), figure(quantity(r.quantity)), instant(r.expires_at), r.holder or "–"] for r in rows
+            [link_to(r, by_name(r)), figure(quantity(r.quantity)), instant(r.expires_at), r.holder or "–"] for r in rows
         ],
         "more": list_of(Reservation, license__id__exact=license.pk),
     }

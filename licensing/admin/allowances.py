@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from licensing import allowances
 from licensing.admin import theme
-from licensing.admin.base import quantity
+from licensing.admin.base import figure, quantity
 from licensing.admin.forms import RowForm, why
 from licensing.admin.licenses import OfLicense
 from licensing.models import CreditGrant, Reservation
@@ -46,11 +46,11 @@ class CreditGrantAdmin(OfLicense):
 
     @theme.display(description="left")
     def left(self, row: CreditGrant) -> str:
-        return quantity(row.amount - row.drawn)
+        return figure(quantity(row.amount - row.drawn))
 
     @theme.display(description="granted", ordering="amount")
     def granted(self, row: CreditGrant) -> str:
-        return quantity(row.amount)
+        return figure(quantity(row.amount))
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         return {"priority": 100, **super().get_changeform_initial_data(request)}
@@ -70,7 +70,7 @@ class ReservationAdmin(OfLicense):
 
     @theme.display(description="quantity", ordering="quantity")
     def held(self, row: Reservation) -> str:
-        return quantity(row.quantity)
+        return figure(quantity(row.quantity))
 
     @theme.display(
         description="state",

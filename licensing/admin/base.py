@@ -176,6 +176,7 @@ class StaffModelAdmin(Watched, theme.ModelAdmin):
     add_permission: ClassVar[str] = ""
     edit_permission: ClassVar[str] = ""
     uuid_fields: ClassVar[tuple[str, ...]] = ()
+    tells: ClassVar[dict[str, Callable[[Any], Any]]] = {}  # what a person reads in the place of these fields
 
     form = RowForm
     actions = None
@@ -194,7 +195,7 @@ class StaffModelAdmin(Watched, theme.ModelAdmin):
             field.name: _teller(field)
             for field in model._meta.concrete_fields
             if isinstance(field, models.JSONField | models.DurationField | models.DateTimeField | models.DecimalField)
-        }
+        } | self.tells
 
     @classmethod
     def offer(cls, *acts: Act) -> None:

@@ -10,7 +10,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from billing import accounts, statements
-from billing.models import Payment, Statement, StatementLine
+from billing.models import BillingAccount, Meter, Payment, Statement, StatementLine
 from tests.admin.conftest import act, last_entry, listing, page, sign_in, text_of
 from tests.factories import BY, make_license, make_price
 
@@ -43,6 +43,37 @@ def test_shows_lines_totals_and_tax(staff: Client, draft: Statement) -> None:
     assert "Tax 19 %" in text
     assert "5.89 EUR" in text
     assert "36.89 EUR" in text_of(staff.get(listing(Statement)))
+
+
+def test_amounts_are_money_and_meters_are_named_wherever_a_row_is_read(staff: Client, draft: Statement) -> None:
+    Meter.objects.create(code="api-calls", name="Calls of the interface", created_at=draft.created_at)
+    line = draft.lines.get()
+    line.meter = "api-calls"
+    line.save()
+
+    pages = {of: text_of(staff.get(of)) for of in (page(line), listing(StatementLine), page(draft), listing(Statement))}
+
+    for of, text in pages.items():
+        assert " minor" not in text.lower(), of
+        assert '<span class="staff-amount">31.00 EUR</span>' in text or of == listing(Statement), of
+    assert '<span class="staff-amount">36.89 EUR</span>' in pages[listing(Statement)]
+    for of in (page(line), listing(StatementLine)):
+        assert "Calls of the interface" in pages[of]
+
+
+def test_making_it_final_is_marked_as_dangerous(staff: Client, draft: Statement) -> None:
+    assert "staff-button--do-danger" in text_of(staff.get(act(draft, "close")))
+    assert "staff-button--do-danger" not in text_of(staff.get(act(draft, "refresh")))
+
+
+def test_an_empty_list_offers_a_new_row_only_where_one_can_be_made(staff: Client) -> None:
+    payments, accounts_ = text_of(staff.get(listing(Payment))), text_of(staff.get(listing(BillingAccount)))
+
+    assert "There is nothing here yet." in payments
+    assert "Create a new item" not in payments
+    assert "Add billing account" not in payments
+    assert "Add billing account</a>" in accounts_
+    assert "Nothing fits what was asked for." in text_of(staff.get(listing(Payment), {"q": "nobody"}))
 
 
 def test_makes_a_draft_final_and_records_its_payment(staff: Client, draft: Statement) -> None:

@@ -72,6 +72,20 @@ class World:
         return rollout.standing(row)
 
 
+def test_a_rollout_of_a_plan_to_itself_needs_licenses_of_another_revision() -> None:
+    world = World(2)
+    asked: dict[str, Any] = {"plan": world.old, "reason": "new terms", "by": BY, "at": AT}
+
+    with pytest.raises(
+        Invalid, match="a rollout of the plan to itself: no license of .* another revision than 1"
+    ) as no:
+        rollout.prepare(code="itself", plan_revision=world.seats, **asked)
+    newer = make_revision(plan=world.old, seat_limit=20)
+    made = rollout.prepare(code="newer", plan_revision=newer, **asked)
+
+    assert (no.value.pointer, made.plan_revision) == ("/plan_revision", newer)
+
+
 def dump() -> dict[str, str]:
     """Return a digest of every row of what a roll back puts back, but the excepted columns of licenses."""
     found = {}

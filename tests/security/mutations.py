@@ -207,7 +207,7 @@ MUTATIONS = (
         "    found = snapshots.get(question)\n"
         "    if found is not None and found.picture.snapshot.customer_id != str(caller.customer_id):\n"
         "        found = None\n",
-        KEYS + "test_t11_it_takes_as_long_for_what_is_not_there_as_for_anothers",
+        KEYS + "test_t11_it_takes_the_same_steps_and_waits_alike",
     ),
     Mutation(
         "T11",
@@ -215,7 +215,7 @@ MUTATIONS = (
         "licensing/snapshots.py",
         "    time.sleep(max(read_at + NOT_FOUND_SECONDS - time.monotonic(), 0.0))\n",
         "",
-        KEYS + "test_t11_it_takes_as_long_for_what_is_not_there_as_for_anothers",
+        KEYS + "test_t11_it_takes_the_same_steps_and_waits_alike",
     ),
     Mutation(
         "T11",

@@ -13,8 +13,10 @@ from uuid import uuid4
 
 import orjson
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
-from licensing import gate, keyformat, keys, lifecycle
+from licensing import gate, keyformat, keys, lifecycle, snapshots
 from licensing.ids import uuid7
 from tests.factories import BY, make_credential, make_customer, make_license_and_key, make_revision
 
@@ -109,6 +111,43 @@ def test_t11_it_says_the_same_of_an_unknown_key_as_of_a_replaced_one() -> None:
     assert unknown[0] == 401
     assert words(ask(authorization=f"License {replaced}", body={})) == unknown
     assert words(ask(authorization=f"License {key}", body={})) == unknown
+
+
+class Clock:
+    """A clock on which a thousandth of the time to wait passes whenever it is read; it notes how long was slept."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 1000.0, list[float]()
+
+    def monotonic(self) -> float:
+        self.now += snapshots.NOT_FOUND_SECONDS / 1000
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
+@pytest.mark.parametrize("by", ["license_key", "license"])
+def test_t11_it_takes_the_same_steps_and_waits_alike(
+    by: str, bearer: str, others: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    license_id, key = others[0]
+    for _ in range(2):  # a program of the other customer's is at work: it is remembered
+        assert ask(authorization=f"License {key}", body={}).status == 200
+    foreign = key if by == "license_key" else license_id
+    nothing = keyformat.generate() if by == "license_key" else str(uuid7())
+    ask(authorization=bearer, body={by: nothing})
+
+    took = []
+    for value in (nothing, foreign):
+        clock = Clock()
+        monkeypatch.setattr(snapshots, "time", clock)
+        with CaptureQueriesContext(connection) as queries:
+            assert words(ask(authorization=bearer, body={by: value}))[2]["code"] == "not_found"
+        asked = sum("licensing_license" in query["sql"] for query in queries)  # who calls is looked up now and then
+        took.append((asked, [round(seconds, 6) for seconds in clock.slept]))
+
+    assert took == [(1, [round(snapshots.NOT_FOUND_SECONDS * 0.999, 6)])] * 2
 
 
 @pytest.mark.parametrize("by", ["license_key", "license"])
