@@ -124,7 +124,7 @@ class Domain(RuleBasedStateMachine):
         pace=st.integers(0, 2**32),
     )
     def begin(self, first: str, second: str, draft: int, pace: int) -> None:
-        self.at, self.number, self.pace = AT + 18 * DAY, 0, random.Random(pace)
+        self.at, self.number, self.pace = AT + 26 * DAY, 0, random.Random(pace)
         self.final: list[datetime] = []
         self.customer = make_customer()
         self.rows, self.models, self.touched = [], [], {0, 1}
