@@ -58,9 +58,9 @@ faults: $(DEV) ## the long fault runs on both databases; writes their table into
 
 LONG_BILLING := tests/billing/test_rollout.py tests/billing/test_switches.py
 
-soak: $(DEV) ## the long concurrency, billing and security runs; each defence taken away, to see a test notice
-	LICENTIA_SOAK=1 $(PYTEST) tests/concurrency tests/security tests/anomalies tests/api/test_schemathesis.py tests/billing/test_pricing.py $(LONG_BILLING) --durations=20 $(ARGS)
-	LICENTIA_SOAK=1 $(PYTEST) --database=sqlite $(LONG_BILLING) --durations=20 $(ARGS)
+soak: $(DEV) ## the long domain, concurrency, billing and security runs; each defence taken away, to see a test notice
+	LICENTIA_SOAK=1 $(PYTEST) tests/domain tests/concurrency tests/security tests/anomalies tests/api/test_schemathesis.py tests/billing/test_pricing.py $(LONG_BILLING) --durations=20 $(ARGS)
+	LICENTIA_SOAK=1 $(PYTEST) --database=sqlite tests/domain $(LONG_BILLING) --durations=20 $(ARGS)
 	$(PYTHON) -m tests.security.mutations
 
 bench: $(DEV) ## measure the figures of docs against their goals (ONLY=validate,usage for a part)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 
-from tests.servers import free_port
+from tests.servers import find_postgres, free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -129,7 +129,8 @@ def migrate(environment: Mapping[str, str]) -> None:
 
 @functools.cache
 def _migrated_file() -> Path:
-    folder = tempfile.mkdtemp(prefix="licentia-migrated-")
+    # Not where temporary files are: tests of faults have these on a small disk that is gone afterwards.
+    folder = tempfile.mkdtemp(prefix="licentia-migrated-", dir=os.environ["VAR_DIR"])
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = Path(folder) / "migrated.sqlite3"
     _migrate(f"sqlite:///{path}")
@@ -151,6 +152,18 @@ def _migrate(url: str) -> None:
         line = [sys.executable, "manage.py", "migrate", "--verbosity=0"]
         done = subprocess.run(line, cwd=ROOT, env=mine, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def fill(target: str) -> None:
+    """Have an empty database of another PostgreSQL hold what a migrated one of this test run's does."""
+    programs = find_postgres().folder
+    source = _named(os.environ["DATABASE_URL"], _migrated_database(os.environ["DATABASE_URL"]))
+    dump = subprocess.Popen(
+        [programs / "pg_dump", "--no-owner", "--no-privileges", f"--dbname={source}"], stdout=subprocess.PIPE
+    )
+    read = ["--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", f"--dbname={target}"]
+    subprocess.run([programs / "psql", *read], stdin=dump.stdout, stdout=subprocess.DEVNULL, check=True)
+    assert dump.wait() == 0
 
 
 def _named(url: str, name: str) -> str:

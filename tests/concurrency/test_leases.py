@@ -22,7 +22,7 @@ from tests.concurrency.together import kinds, together
 from tests.factories import AT, BY, make_customer, make_license, make_revision
 
 pytestmark = pytest.mark.django_db(transaction=True)
-SCHEDULES = int(os.environ.get("LICENTIA_SCHEDULES") or 1000) // 5
+SCHEDULES = int(os.environ.get("LICENTIA_SCHEDULES") or (10_000 if os.environ.get("LICENTIA_SOAK") else 150)) // 5
 MINUTE = timedelta(minutes=1)
 LATER = AT + timedelta(hours=1)
 

@@ -22,8 +22,8 @@ from tests.concurrency.together import kinds, together
 from tests.factories import AT, BY, make_customer, make_license, make_revision
 
 pytestmark = pytest.mark.django_db(transaction=True)
-# A fifth of what test_schedules runs: these add transfers, machines and licenses without a limit.
-SCHEDULES = int(os.environ.get("LICENTIA_SCHEDULES") or 1000) // 5
+# Beside those of test_schedules: these add transfers, machines and licenses without a limit.
+SCHEDULES = int(os.environ.get("LICENTIA_SCHEDULES") or (10_000 if os.environ.get("LICENTIA_SOAK") else 150)) // 5
 
 
 def assign(license, holder):

@@ -10,7 +10,7 @@ import pytest
 Line = dict[str, object]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tell() -> Callable[[Line], None]:
     """Return where a test says what it found."""
     path = os.environ.get("LICENTIA_FAULTS_TABLE")

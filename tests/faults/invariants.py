@@ -3,15 +3,21 @@
 Each check returns how much it looked at and, in sentences, what is wrong. The numbers are those of docs/reliability.md.
 """
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 
 import redis
 
 from tests import canary
-from tests.faults.world import SEATS, World
+from tests.billing import rater
+from tests.faults.world import INCLUDED, PRICE, SEATS, World
+
+EDITS = 200 if os.environ.get("LICENTIA_SOAK") else 12
 
 Found = tuple[int, list[str]]
 
@@ -44,8 +50,8 @@ def usage(world: World) -> Found:
 
 
 def audit(world: World) -> Found:
-    """I3: no change without its entry, no entry without its change."""
-    wrong, looked = [], 0
+    """I3: no change without its entry, no entry without its change, and the chain of all of them verifies."""
+    looked, wrong = world.check("record")
     for action, kind, changed in (
         ("seat.assigned", "seat", "SELECT id FROM licensing_seat"),
         ("seat.released", "seat", "SELECT id FROM licensing_seat WHERE released_at IS NOT NULL"),
@@ -62,6 +68,64 @@ def audit(world: World) -> Found:
         f"seat {each} was acknowledged and is gone" for each in map(_same, world.book.assigned) if each not in known
     ]
     return looked, wrong
+
+
+def tampering(world: World) -> Found:
+    """I4: whatever is edited behind the triggers is found."""
+    return world.check("tampering", seed=world.dice.randrange(2**32), edits=EDITS)
+
+
+def rolled_back(world: World) -> Found:
+    """I7: a cohort moved to other terms and back is what it was, to the byte."""
+    seeds = world.server.seeds
+    code = f"move-{time.time_ns()}"
+    return world.check("rolled_back", old=seeds["revision"], new=seeds["other_terms"], code=code)
+
+
+def jobs_again(world: World) -> Found:
+    """I9: the periodic jobs, run once more and twice at once, change nothing."""
+    return world.check("jobs_again")
+
+
+def money(world: World) -> Found:
+    """I11: each statement is the sum of its lines, and these what the tests' own rater makes of the events."""
+    wrong = []
+    found = world.rows("SELECT id, starts_at, ends_at, subtotal_minor, tax_minor, total_minor FROM billing_statement")
+    used = world.rows("SELECT license_id, occurred_at, CAST(quantity AS float) FROM billing_usageevent")
+    started = dict(world.rows("SELECT id, starts_at FROM licensing_license"))
+    for statement, start, end, subtotal, tax, total in found:
+        lines = world.rows(
+            f"SELECT license_id, amount_minor FROM billing_statementline WHERE statement_id = '{statement}'"
+        )
+        owed = Counter[str]()
+        for license, amount in lines:
+            owed[_same(license)] += amount
+        if sum(owed.values()) != subtotal or subtotal + tax != total:
+            wrong.append(f"statement {statement} is {total}, its lines {sum(owed.values())}")
+        period = _instant(start), _instant(end)
+        for license, _ in world.good:
+            begun = next(_instant(at) for key, at in started.items() if _same(key) == _same(license))
+            stretch = max(period[0], begun), period[1]
+            counted = sum(
+                (Fraction(each) for key, at, each in used if _same(key) == _same(license) and _in(at, stretch)),
+                Fraction(0),
+            )
+            case = {"currency": "EUR", "scheme": "both", "period": period, "stretch": stretch}
+            case |= {"allowances": {"calls": (INCLUDED, True)}}
+            case |= {"covered": [stretch] if stretch[0] < stretch[1] else [], "seats": [], "used": {"calls": counted}}
+            wanted = sum(amount for _, amount in rater.rate(PRICE, case))
+            if owed[_same(license)] != wanted:
+                wrong.append(f"license {license} owes {wanted} from {start} on, billed is {owed[_same(license)]}")
+    return len(found) * len(world.good), wrong if found else ["there is no statement"]
+
+
+def _instant(at: object) -> datetime:
+    found = at if isinstance(at, datetime) else datetime.fromisoformat(str(at))
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _in(at: object, stretch: tuple[datetime, datetime]) -> bool:
+    return stretch[0] <= _instant(at) < stretch[1]
 
 
 def secrets(world: World) -> Found:
@@ -118,10 +182,14 @@ ALL: dict[str, Callable[[World], Found]] = {
     "I1": seats,
     "I2": usage,
     "I3": audit,
+    "I4": tampering,
     "I5": secrets,
     "I6": answers("I6"),
+    "I7": rolled_back,
     "I8": outbox,
+    "I9": jobs_again,
     "I10": answers("I10"),
+    "I11": money,  # of what the jobs have just made
     "I12": answers("I12"),
 }
 

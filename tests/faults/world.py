@@ -21,27 +21,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.api.running import ROOT, Running, running
+from tests.api.running import ROOT, Running, fill, running
 from tests.faults.proxy import Proxy
 from tests.servers import Postgres, Redis
 
 SEATS = 10
+DATABASE = "licentia_beside_faults"  # named like one that is migrated already
 UNSEEN_SECONDS = 10.0  # docs/architecture: a change is seen by then at the latest
+PRICE = [
+    {"kind": "flat", "amount": "9.99"},
+    {"kind": "usage", "meter": "calls", "model": "per_unit", "amount": "0.0333"},
+]
+INCLUDED = 10
 SEED = f"""
 from datetime import UTC, datetime, timedelta
-from tests.factories import make_credential, make_customer, make_license_and_key, make_meter, make_revision
+from decimal import Decimal
+from licensing.catalog import Grant
+from tests.factories import (
+    make_credential, make_customer, make_license_and_key, make_meter, make_plan, make_price, make_product, make_revision
+)
 at = datetime.now(UTC) - timedelta(days=1)
 make_meter(code="calls")
 customer, other = make_customer(email="owner@example.com"), make_customer()
-revision = make_revision(seat_limit={SEATS})
-def made(number, customer=customer):
+product = make_product()
+sold, plain, later = (make_plan(product=product) for _ in range(3))
+make_price(plan=sold, components={PRICE!r})
+def calls(amount):
+    return [Grant(key="calls", kind="allowance", meter="calls", amount=Decimal(amount), overage="charge")]
+revision = make_revision(plan=sold, scheme="both", seat_limit={SEATS}, grants=calls({INCLUDED}))
+other_terms = make_revision(plan=later, scheme="usage", seat_limit=None, grants=calls(1000))
+def made(number, revision):
     rows = [make_license_and_key(plan_revision=revision, customer=customer, at=at) for _ in range(number)]
     return [[str(row.pk), key] for row, key in rows]
 print(json.dumps({{
     "secret": make_credential()[1],
     "foreign": make_credential(customer=other)[1],
-    "good": made(4),
-    "doomed": made(40),
+    "good": made(4, revision),
+    "doomed": made(40, make_revision(plan=plain, seat_limit={SEATS})),
+    "revision": str(revision.pk),
+    "other_terms": str(other_terms.pk),
 }}))
 """
 SKEW = """
@@ -229,6 +247,7 @@ class World:
     programs: "dict[str, subprocess.Popen[bytes]]" = field(default_factory=dict)
     delivered: bool = False  # whether a worker has had the time to send everything
     first: Mapping[str, str] = field(init=False)
+    checker: "subprocess.Popen[str] | None" = None
 
     def __post_init__(self) -> None:
         self.first = self.server.environment
@@ -285,10 +304,36 @@ class World:
     def folder(self) -> Path:
         return Path(self.server.environment["VAR_DIR"])
 
+    def check(self, name: str, **more: Any) -> tuple[int, list[str]]:
+        """Have the installation check itself (`tests.faults.checker`), past the proxies; return what it says."""
+        if self.checker is None or self.checker.poll() is not None:
+            direct = {"REDIS_URL": self.cache_server.url(), "CELERY_BROKER_URL": self.broker_server.url()}
+            if self.postgres is not None:
+                direct["DATABASE_URL"] = self.postgres.url(DATABASE)
+            with (self.folder / "checker.log").open("ab") as log:
+                self.checker = subprocess.Popen(
+                    [sys.executable, "-m", "tests.faults.checker"],
+                    cwd=ROOT,
+                    env={**self.first, **direct},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                )
+        assert self.checker.stdin is not None
+        assert self.checker.stdout is not None
+        self.checker.stdin.write(json.dumps({"check": name, **more}) + "\n")
+        self.checker.stdin.flush()
+        line = self.checker.stdout.readline()
+        if not line:
+            return 0, [f"the checker died at {name}: {(self.folder / 'checker.log').read_text()[-2000:]}"]
+        looked, wrong = json.loads(line)
+        return looked, wrong
+
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
         """Ask the database behind the proxies, in its own words: the checker uses nothing of the product."""
         if self.postgres is not None:
-            return self.postgres.execute(statement, database="faults")
+            return self.postgres.execute(statement, database=DATABASE)
         import sqlite3
 
         path = self.server.environment["DATABASE_URL"].removeprefix("sqlite:///")
@@ -308,9 +353,9 @@ def world(seed: int, *, embedded: bool, **environment: str) -> Iterator[World]:
         database = None
         url = None
         if postgres is not None:
-            postgres.create_database("faults")
+            fill(postgres.create_database(DATABASE))
             database = Proxy(postgres.port, dice)
-            url = postgres.url("faults").replace(f":{postgres.port}/", f":{database.port}/")
+            url = postgres.url(DATABASE).replace(f":{postgres.port}/", f":{database.port}/")
         for proxy in (cache, broker, database):
             if proxy is not None:
                 stack.callback(proxy.close)
@@ -326,3 +371,6 @@ def world(seed: int, *, embedded: bool, **environment: str) -> Iterator[World]:
         finally:
             for program in list(made.programs):
                 made.kill(program)
+            if made.checker is not None:
+                made.checker.kill()
+                made.checker.wait()
