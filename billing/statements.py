@@ -629,12 +629,11 @@ def mark_paid(
             return row
         if row.state != StatementState.FINAL or row.final_at is None:
             raise StatementNotFinal()
-        paid_at = at if paid_at is None else paid_at
-        if not row.final_at <= paid_at <= at:
+        if paid_at is not None and not row.final_at <= paid_at <= at:
             raise Invalid("It can be paid from when it was final until now.", pointer="/paid_at")
-        row.state, row.paid_at = StatementState.PAID, paid_at
+        row.state, row.paid_at = StatementState.PAID, paid_at or at
         row.save()
-        audit.record(action="statement.paid", by=by, on=row, at=at, after={"paid_at": paid_at}, reason=reason)
+        audit.record(action="statement.paid", by=by, on=row, at=at, after={"paid_at": row.paid_at}, reason=reason)
     return row
 
 
