@@ -26,11 +26,11 @@ PLANS: dict[str, dict[str, Any]] = {
         "price": [{"kind": "usage", "meter": "calls", "model": "per_unit", "amount": "0.1"}],
     },
     "soft": {
-        **{"scheme": "usage", "floats": False, "seats": None, "machines": 1, "allowance": (10, "charge")},
+        **{"scheme": "usage", "floats": False, "seats": None, "machines": 1, "allowance": (2, "charge")},
         "price": [{"kind": "usage", "meter": "calls", "model": "graduated", "tiers": TIERS}],
     },
     "both": {
-        **{"scheme": "both", "floats": False, "seats": 2, "machines": 2, "allowance": (15, "charge")},
+        **{"scheme": "both", "floats": False, "seats": 2, "machines": 2, "allowance": (3, "charge")},
         "price": [
             SEAT,
             {"kind": "usage", "meter": "calls", "model": "per_unit", "amount": "0.333"},

@@ -49,7 +49,7 @@ from tests.factories import AT, BY, make_customer, make_meter, make_plan, make_p
 
 LONG = bool(os.environ.get("LICENTIA_SOAK"))
 SEED = int(os.environ.get("LICENTIA_SEED", random.SystemRandom().randrange(2**32) if LONG else "7"))
-PARTS, EXAMPLES, LENGTH = (14, 40, 60) if LONG else (1, 5, 60)
+PARTS, EXAMPLES, LENGTH = (14, 40, 60) if LONG else (1, 6, 60)
 pytestmark = pytest.mark.django_db(transaction=True)
 
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -61,7 +61,8 @@ times = st.sampled_from(SEVERAL)
 holders, machines = st.sampled_from(HOLDERS), st.sampled_from(MACHINES)
 plans = st.sampled_from(sorted(model.PLANS))
 quantities = st.sampled_from((0, 1, 2.5, 4, 9, 20))
-ages = st.sampled_from((timedelta(), timedelta(), timedelta(), HOUR, 3 * DAY, 20 * DAY, 36 * DAY, -10 * MINUTE))
+NOW = timedelta()
+ages = st.sampled_from((NOW, NOW, NOW, HOUR, 3 * DAY, 10 * DAY, 14 * DAY, 36 * DAY, -10 * MINUTE))
 ASKED: tuple[dict[str, Any], ...] = (
     {},
     {"holder": HOLDERS[0], "calls": True},
@@ -124,7 +125,7 @@ class Domain(RuleBasedStateMachine):
         pace=st.integers(0, 2**32),
     )
     def begin(self, first: str, second: str, draft: int, pace: int) -> None:
-        self.at, self.number, self.pace = AT + 26 * DAY, 0, random.Random(pace)
+        self.at, self.number, self.pace = AT + 27 * DAY, 0, random.Random(pace)
         self.final: list[datetime] = []
         self.customer = make_customer()
         self.rows, self.models, self.touched = [], [], {0, 1}
@@ -143,7 +144,7 @@ class Domain(RuleBasedStateMachine):
         names = [name for name, (weight, when, _) in STEPS.items() if when(self) for _ in range(weight)]
         name = data.draw(st.sampled_from(names), label="step")
         drawn = {argument: data.draw(strategy, label=argument) for argument, strategy in STEPS[name][2].items()}
-        self.at += SECOND if self.pace.random() < 0.7 else self.pace.choice((MINUTE, 11 * MINUTE, HOUR, DAY, 4 * DAY))
+        self.at += SECOND if self.pace.random() < 0.6 else self.pace.choice((11 * MINUTE, HOUR, DAY, DAY, 4 * DAY))
         self.number += 1
         getattr(self, name)(**drawn)
 
@@ -216,7 +217,7 @@ class Domain(RuleBasedStateMachine):
             act = partial(activations.deactivate, activation=bound, by=BY, at=self.at)
             self.does(one, times, lambda row: act(), model.deactivate, machine)
 
-    @step(one=which, reason=st.sampled_from(("unpaid", "abuse")), other=st.integers(0, 4), times=times)
+    @step(3, one=which, reason=st.sampled_from(("unpaid", "abuse")), other=st.integers(0, 4), times=times)
     def hold_or_lift(self, one: int, reason: str, other: int, times: str) -> None:
         if (reason in self.models[one]["holds"]) != (other == 4):
             act = partial(lifecycle.lift, reason=reason, by=BY, at=self.at)
@@ -275,6 +276,12 @@ class Domain(RuleBasedStateMachine):
     def consume(self, one: int, quantity: float, age: timedelta, times: str) -> None:
         self.tell(one, f"e-{self.number}", (quantity, self.at - age), times)
 
+    @step(8, lambda self: self.final, one=which, quantity=st.sampled_from((4, 9)), times=times)
+    def consume_late(self, one: int, quantity: float, times: str) -> None:
+        """Send an event of a month whose statement is final."""
+        when = max(self.final[-1] - HOUR, self.models[one]["starts"])
+        self.tell(one, f"l-{self.number}", (quantity, when), times)
+
     @step(one=which, place=st.integers(0, 5), other=st.booleans(), times=times)
     def consume_again(self, one: int, place: int, other: bool, times: str) -> None:
         """Send an event that was counted before, as it was or with another quantity."""
@@ -304,7 +311,7 @@ class Domain(RuleBasedStateMachine):
         wanted = [model.consume(self.models[one], *event, self.at) for event in events]
         assert [receipt.code or receipt.status for receipt in receipts] == wanted
 
-    @step(one=which, quantity=st.sampled_from((-3, -0.5, 2, 30)), age=st.sampled_from((HOUR, 20 * DAY)), times=times)
+    @step(one=which, quantity=st.sampled_from((-3, -0.5, 2, 30)), age=st.sampled_from((HOUR, 11 * DAY)), times=times)
     def correct(self, one: int, quantity: float, age: timedelta, times: str) -> None:
         event, when = f"c-{self.number}", self.at - age
 
@@ -383,7 +390,7 @@ class Domain(RuleBasedStateMachine):
             totals = rollups.totals(license_id=row.pk, starts_at=AT - 90 * DAY, ends_at=until, meter="calls")
             assert sum(float(total.quantity) for total in totals) == model.taken(license, AT - 90 * DAY, until)
 
-    @step(3, close=st.booleans(), times=times)
+    @step(4, close=st.booleans(), times=times)
     def bill(self, close: bool, times: str) -> None:
         """Drafts owe what the tests' own rater says; a month that was final is corrected to it by later lines."""
         draft = partial(statements.open_months, customer=self.customer, at=self.at)
