@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+SLOW_SECONDS = 30  # what answers slowly does so this long: whoever waits for it comes to an end too
+
 
 class Receiver:
     """Keeps what it was sent; answers `status` with `body`, or as `hostile` says."""
@@ -47,15 +49,17 @@ def receiving() -> Iterator[Receiver]:
             self.wfile.write(receiver.body)
 
         def _slow_head(self) -> None:
-            for each in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 3600:
+            for each in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * SLOW_SECONDS:
                 self.wfile.write(bytes([each]))
                 if receiver.stop.wait(1):
                     return
 
         def _slow_body(self) -> None:
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3600\r\n\r\n")
-            while not receiver.stop.wait(1):
+            for _ in range(SLOW_SECONDS):
                 self.wfile.write(b"x")
+                if receiver.stop.wait(1):
+                    return
 
         def _huge_body(self) -> None:
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n")
@@ -69,7 +73,7 @@ def receiving() -> Iterator[Receiver]:
             self._flood(b"HTTP/1.1 100 Continue\r\n\r\n")
 
         def _silent(self) -> None:
-            receiver.stop.wait(3600)
+            receiver.stop.wait(SLOW_SECONDS)
 
         def _garbage(self) -> None:
             self.wfile.write(b"\x00\xff not http at all\r\n\r\n")
