@@ -417,7 +417,7 @@ MUTATIONS = (
         "licensing/outbox.py",
         "                    resting[message.target] = error.until\n                _note",
         "                    pass\n                _note",
-        HOOKS + "test_f19_a_hostile_target_keeps_no_other_from_its_messages",
+        "tests/licensing/test_outbox.py::test_it_tries_nothing_else_of_a_target_that_is_down",
     ),
     Mutation(
         "T20",
