@@ -43,6 +43,8 @@ from licensing.states import (
 
 UNCHANGED: Any = object()
 
+EXPIRY = audit.system("expiration-sweep")  # who says what time alone has made of a license
+
 
 class NotPublished(Refused):
     """Only a published plan revision can be issued."""
@@ -146,7 +148,7 @@ def issue_prepared(*, license: License, by: Actor, at: datetime, reason: str = "
         NotPublished: its revision was retired since.
     """
     with transaction.atomic():
-        row = _locked(license)
+        row = _locked(license, at)
         if row.issued_at is not None:
             raise Refused("This license is issued already.")
         terms = row.plan_revision
@@ -201,7 +203,7 @@ def renew(*, license: License, by: Actor, at: datetime, reason: str = "", durati
         Invalid: the plan has no duration and none is given.
     """
     with transaction.atomic():
-        row = _standing(license)
+        row = _standing(license, at)
         before, more = _facts(row), dict[str, Any]()
         terms = row.plan_revision
         if row.expires_at is None and row.maintenance_until is None:
@@ -231,7 +233,7 @@ def hold(*, license: License, reason: str, by: Actor, at: datetime, note: str = 
         raise Invalid(f"A hold's reason is one of {', '.join(HoldReason.values)}.", pointer="/reason")
     try:
         with transaction.atomic():
-            row = _standing(license)
+            row = _standing(license, at)
             placed = Hold.objects.create(
                 license=row, created_at=at, reason=reason, note=keyformat.redact(note), placed_at=at
             )
@@ -246,7 +248,7 @@ def hold(*, license: License, reason: str, by: Actor, at: datetime, note: str = 
 def lift(*, license: License, reason: str, by: Actor, at: datetime, note: str = "") -> Hold:
     """Lift the hold placed for `reason`; other holds stay. Raises `NotHeld`."""
     with transaction.atomic():
-        row = _locked(license)
+        row = _locked(license, at)
         placed = Hold.objects.select_for_update(no_key=True).filter(license=row, reason=reason, lifted_at=None).first()
         if placed is None:
             raise NotHeld()
@@ -267,7 +269,7 @@ def revoke(*, license: License, by: Actor, at: datetime, reason: str) -> License
     if not reason.strip():
         raise Invalid("Say why the license is revoked.", pointer="/reason")
     with transaction.atomic():
-        row = _locked(license)
+        row = _locked(license, at)
         if row.revoked_at is not None:
             return row
         if row.issued_at is None:
@@ -287,7 +289,7 @@ def transfer(*, license: License, to: Customer, by: Actor, at: datetime, reason:
         LicenseNotUsable: it is revoked or a draft.
     """
     with transaction.atomic():
-        row = _standing(license)
+        row = _standing(license, at)
         if row.customer_id == to.pk:
             raise Refused("This customer has the license already.")
         before = {"customer": row.customer_id}
@@ -337,7 +339,7 @@ def change_plan(
     if plan_revision.state != RevisionState.PUBLISHED:
         raise NotPublished(f"Revision {plan_revision.number} of this plan is {plan_revision.state}.")
     with transaction.atomic():
-        row = _standing(license)
+        row = _standing(license, at)
         if plan_revision.plan.product_id != row.product_id:
             raise OtherProduct()
         before, image = {"plan_revision": row.plan_revision_id, **_facts(row)}, schemes.image(row)
@@ -388,7 +390,7 @@ def undo_change(*, change: SchemeChange, by: Actor, at: datetime, reason: str = 
         FingerprintInUse: under the former terms a machine may be active once for the product, and is so elsewhere.
     """
     with transaction.atomic():
-        row = _locked(change.license)
+        row = _locked(change.license, at)
         kept = SchemeChange.objects.select_related("term").get(pk=change.pk)
         if kept.state != ChangeState.APPLIED or kept.term is None or kept.before is None or kept.after is None:
             raise ChangeNotInForce(f"This change is {kept.state}.")
@@ -434,7 +436,7 @@ def change_limits(
 ) -> License:
     """Give this license limits of its own. None is no limit. Raises `LicenseNotUsable`, `Invalid`."""
     with transaction.atomic():
-        row = _standing(license)
+        row = _standing(license, at)
         before = _facts(row)
         _limit(
             row,
@@ -470,7 +472,6 @@ def pass_time(*, license_id: UUID, by: Actor, at: datetime) -> int:
     """Record what time alone has made of a license up to `at`: each transition once, however many are due and
     however often or concurrently this runs. Return how many there were.
     """
-    passed = 0
     with transaction.atomic():
         row = (
             License.objects.select_for_update(no_key=True, skip_locked=True, of=("self",))
@@ -480,21 +481,7 @@ def pass_time(*, license_id: UUID, by: Actor, at: datetime) -> int:
         )
         if row is None:
             return 0
-        while row.due_at is not None and row.due_at <= at:
-            occurred_at, before = row.due_at, row.swept_status
-            _settle(row, occurred_at)
-            entered_grace = row.swept_status == LicenseStatus.IN_GRACE
-            template = notices.ENTERED_GRACE if entered_grace else notices.EXPIRED
-            audit.record(
-                action=f"license.{template}",
-                by=by,
-                on=row,
-                at=at,
-                before={"status": before},
-                after={"status": row.swept_status, "occurred_at": occurred_at},
-            )
-            notices.enqueue(template=template, license=row, at=at, occurred_at=occurred_at.isoformat())
-            passed += 1
+        passed = _catch_up(row, by=by, at=at)
         row.revision += 1
         row.updated_at = at
         row.save()
@@ -514,11 +501,38 @@ def status_of(license: License, at: datetime) -> LicenseStatus:
     )
 
 
-def _locked(license: License) -> License:
-    """Return the license locked, its terms as a rule wrote them: what others wrote is never proved anew."""
+def _locked(license: License, at: datetime) -> License:
+    """Return the license locked, its terms as a rule wrote them: what others wrote is never proved anew.
+
+    What time has made of it by now is recorded first: an act that comes between an expiry and its sweep must not
+    swallow it.
+    """
     row = seats.lock(license.pk)
     proofs.check(row)
+    if _catch_up(row, by=EXPIRY, at=at):
+        License.objects.filter(pk=row.pk).update(swept_status=row.swept_status, due_at=row.due_at)
     return row
+
+
+def _catch_up(row: License, *, by: Actor, at: datetime) -> int:
+    """Record what time alone has made of the license up to `at`; return how many transitions there were."""
+    passed = 0
+    while row.due_at is not None and row.due_at <= at:
+        occurred_at, before = row.due_at, row.swept_status
+        _settle(row, occurred_at)
+        entered_grace = row.swept_status == LicenseStatus.IN_GRACE
+        template = notices.ENTERED_GRACE if entered_grace else notices.EXPIRED
+        audit.record(
+            action=f"license.{template}",
+            by=by,
+            on=row,
+            at=at,
+            before={"status": before},
+            after={"status": row.swept_status, "occurred_at": occurred_at},
+        )
+        notices.enqueue(template=template, license=row, at=at, occurred_at=occurred_at.isoformat())
+        passed += 1
+    return passed
 
 
 def _touch(row: License, at: datetime) -> None:
@@ -528,8 +542,8 @@ def _touch(row: License, at: datetime) -> None:
     seats.touch(row.pk, at)
 
 
-def _standing(license: License) -> License:
-    row = _locked(license)
+def _standing(license: License, at: datetime) -> License:
+    row = _locked(license, at)
     if row.revoked_at is not None:
         raise LicenseNotUsable("This license is revoked. Issue a new one.")
     if row.issued_at is None:

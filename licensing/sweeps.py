@@ -314,7 +314,7 @@ def _flag(job: Job, at: datetime, evidence: dict[str, object]) -> None:
 
 
 def _expire(at: datetime) -> tuple[int, int]:
-    by = audit.system("expiration-sweep")
+    by = lifecycle.EXPIRY
     done, failed = 0, set[UUID]()
     due = License.objects.filter(due_at__lte=at).order_by("due_at", "pk")
     while True:

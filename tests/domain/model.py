@@ -298,13 +298,15 @@ def hold(license: License, reason: str, at: datetime) -> str:
         return "license_not_usable"
     if reason in license["holds"]:
         return "already_held"
+    expire(license, at)
     license["holds"][reason] = at
     return note(license, "license.held")
 
 
-def lift(license: License, reason: str) -> str:
+def lift(license: License, reason: str, at: datetime) -> str:
     if reason not in license["holds"]:
         return "not_held"
+    expire(license, at)
     del license["holds"][reason]
     return note(license, "license.lifted")
 
@@ -314,6 +316,7 @@ def revoke(license: License, at: datetime) -> str:
         return "ok"
     if not license["issued"]:
         return "license_not_usable"
+    expire(license, at)
     license["revoked"] = at
     return write(license, "license.revoked", at)
 
@@ -324,6 +327,7 @@ def renew(license: License, key: str, at: datetime) -> str:
         return "ok"
     if not stands(license):
         return "license_not_usable"
+    expire(license, at)
     license["keys"][key] = at
     license["expires"] += TERM
     return write(license, "license.renewed", at)
@@ -332,6 +336,7 @@ def renew(license: License, key: str, at: datetime) -> str:
 def limit(license: License, seats: int | None, at: datetime) -> str:
     if not stands(license):
         return "license_not_usable"
+    expire(license, at)
     if seats != license["seats"]:
         license["limits"].append((at, seats, None))
     license["seats"] = seats
@@ -348,6 +353,7 @@ def change(license: License, plan: str, at: datetime, starts: datetime | None = 
         return "license_not_usable"
     if any(term["starts"] >= starts for term in terms(license)):
         return "term_starts_already"
+    expire(license, at)
     before = {name: license[name] for name in PUT_BACK}
     set_since = [seats for since, seats, of in license["limits"] if since > starts and of is None]
     license["limits"].append((starts, PLANS[plan]["seats"], starts))
@@ -388,6 +394,7 @@ def undo(license: License, final: list[datetime], at: datetime) -> str:
         return "nothing_to_undo"
     if any(end > last["starts"] for end in final):
         return "change_is_final"
+    expire(license, at)
     for name in PUT_BACK:
         if last["before"][name] != last["after"][name] and license[name] == last["after"][name]:
             license[name] = last["before"][name]

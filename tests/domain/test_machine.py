@@ -221,7 +221,7 @@ class Domain(RuleBasedStateMachine):
     def hold_or_lift(self, one: int, reason: str, other: int, times: str) -> None:
         if (reason in self.models[one]["holds"]) != (other == 4):
             act = partial(lifecycle.lift, reason=reason, by=BY, at=self.at)
-            self.does(one, times, lambda row: act(license=row), model.lift, reason, at=False)
+            self.does(one, times, lambda row: act(license=row), model.lift, reason)
         else:
             act = partial(lifecycle.hold, reason=reason, by=BY, at=self.at)
             self.does(one, times, lambda row: act(license=row), model.hold, reason)

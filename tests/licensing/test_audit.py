@@ -45,8 +45,8 @@ def seat(**terms: Any) -> Any:
     return seats.assign(license=make_license(**terms), holder="a@example.com", by=BY, at=AT).seat
 
 
-def machine() -> Any:
-    return activations.activate(license=make_license(), fingerprint="f" * 16, by=BY, at=AT).activation
+def machine(**terms: Any) -> Any:
+    return activations.activate(license=make_license(**terms), fingerprint="f" * 16, by=BY, at=AT).activation
 
 
 def floating() -> License:
@@ -208,6 +208,16 @@ RULES: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
         lambda row: activations.activate(license=row, fingerprint="g" * 16, by=BY, at=AT),
     ),
     ("activation.ended", machine, lambda row: activations.deactivate(activation=row, by=BY, at=AT)),
+    (
+        "activation.ended",
+        lambda: machine(activation_dead_after=timedelta(days=30)),
+        lambda row: activations.let_dead_go(activation_id=row.pk, at=AT + timedelta(days=40)),
+    ),
+    (
+        "seat.released",
+        seat,
+        lambda row: seats.erase_holder(holder=row.holder, stand_in="x@erased.invalid", by=BY, at=AT, reason="r"),
+    ),
     ("lease.checked_out", floating, lambda row: leases.check_out(license=row, by=BY, at=AT)),
     ("lease.checked_in", lease, lambda row: leases.check_in(lease=row, by=BY, at=AT)),
     ("lease.ended", lease, lambda row: leases.end(lease=row, by=BY, at=AT)),
@@ -294,7 +304,7 @@ def test_it_walks_every_rule_that_changes_something():
         "flag", "flag_later", "service_away", "record_waiting", "as_if_under", "heartbeat", "lock", "take",
         "give_back", "touch", "create_key", "issue", "invite", "look_up",
         # of leases and license files; a heartbeat (`renew`) is no entry
-        "due", "lag", "statement", "usable", "floats", "offline_period", "read_request", "armour", "unarmour",
+        "due", "dead", "lag", "statement", "usable", "floats", "offline_period", "read_request", "armour", "unarmour",
     }  # fmt: skip
     # `transfer`, `release_all`, `deactivate_all` write one entry per thing let go: their own tests count them.
     several = {"rescope", "transfer", "let_go", "release_all", "deactivate_all", "retire_all", "end_all"}

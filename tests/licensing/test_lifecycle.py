@@ -1,6 +1,7 @@
 """The life of a license: where its instants come from, what holds and ends it, what changes under it."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -487,6 +488,29 @@ def test_it_catches_up_on_all_transitions_at_once_in_their_order():
 
     assert passed == 2
     assert [m.payload["template"] for m in OutboxMessage.objects.order_by("id")] == ["entered_grace", "expired"]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda row, at: lifecycle.renew(license=row, by=BY, at=at),
+        lambda row, at: lifecycle.hold(license=row, reason="dispute", by=BY, at=at),
+        lambda row, at: lifecycle.revoke(license=row, by=BY, at=at, reason="fraud"),
+        lambda row, at: lifecycle.change_limits(license=row, seat_limit=7, by=BY, at=at),
+    ],
+    ids=["renewed", "held", "revoked", "limits changed"],
+)
+def test_an_act_between_an_expiry_and_its_sweep_does_not_swallow_it(act: Any):
+    license = make_license(duration=30 * DAY, grace_period=2 * DAY)
+
+    act(license, END + timedelta(hours=1))
+    swept = lifecycle.pass_time(license_id=license.pk, by=BY, at=END + timedelta(hours=1))
+
+    entry = AuditEntry.objects.get(action="license.entered_grace")
+    assert swept == 0
+    assert (entry.actor_id, entry.after["occurred_at"]) == ("expiration-sweep", END.isoformat().replace("+00:00", "Z"))
+    assert OutboxMessage.objects.filter(payload__template="entered_grace").count() == 1
+    assert License.objects.get().due_at != END
 
 
 def test_it_lets_no_time_pass_for_a_license_that_is_not_there():
