@@ -9,13 +9,16 @@ import time
 import uuid
 from datetime import UTC, datetime, timedelta
 
+# Ids ahead of the clock by more than ten seconds are of a time that never was: what is made now is not said to be so.
+TURNED_BACK = 10_000 << 12
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _lock = threading.Lock()
 _last = 0
 
 
 def uuid7() -> uuid.UUID:
-    """Return a new UUIDv7. Ids made by one process sort in the order they were made.
+    """Return a new UUIDv7. Ids made by one process sort in the order they were made, unless its clock was turned back.
 
     48 bits of Unix milliseconds, 12 bits of the fraction of that millisecond, 62 random bits.
     Source: RFC 9562 section 5.7 and section 6.2, method 3.
@@ -39,6 +42,8 @@ def _next() -> int:
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     ticks = milliseconds << 12 | rest * 4096 // 1_000_000
     with _lock:
-        _last = ticks = max(ticks, _last + 1)
+        if _last - ticks < TURNED_BACK:
+            ticks = max(ticks, _last + 1)
+        _last = ticks
     random = int.from_bytes(os.urandom(8), "big") & (1 << 62) - 1
     return (ticks >> 12) << 80 | 0x7 << 76 | (ticks & 0xFFF) << 64 | 0b10 << 62 | random

@@ -74,7 +74,9 @@ def configuration(ids: dict[str, list[str]]) -> str:
     for path, name in PATHS.items():
         lines += ["[[operations]]", f"include-path-regex = {json.dumps(path + '[{]')}", "[operations.parameters]"]
         lines += [_bound("path.id", name)]
-    return "\n".join(lines)
+    # A batch is answered 200, and says of each of its events why it was not taken.
+    lines += ["[[operations]]", 'include-path-regex = "/events$"', "[operations.checks.negative_data_rejection]"]
+    return "\n".join([*lines, 'expected-statuses = ["200", "4xx", "503"]'])
 
 
 def _bound(where: str, name: str) -> str:

@@ -177,7 +177,7 @@ def test_it_puts_the_terms_into_the_token(world: World) -> None:
 
 
 def test_it_gives_no_token_that_outlives_the_license(db: None) -> None:
-    license, key = make_license_and_key(at=NOW - DAY, expires_at=NOW + timedelta(minutes=10))
+    license, key = make_license_and_key(at=NOW - DAY, expires_at=datetime.now(UTC) + timedelta(minutes=10))
 
     said = verdict(by_key(key).post("/validate", {}))
 

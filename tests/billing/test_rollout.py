@@ -72,6 +72,7 @@ class World:
         return rollout.standing(row)
 
 
+@pytest.mark.django_db
 def test_a_rollout_of_a_plan_to_itself_needs_licenses_of_another_revision() -> None:
     world = World(2)
     asked: dict[str, Any] = {"plan": world.old, "reason": "new terms", "by": BY, "at": AT}
