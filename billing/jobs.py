@@ -87,7 +87,8 @@ def _gateway_lag(at: datetime) -> timedelta:
     return since_due("gateway-reconciliation", HOUR)(at) if settings.STRIPE_SECRET_KEY else timedelta()
 
 
-ROLL_UP = Job("usage-rollup", MINUTE, _roll_up, _rollup_lag)
+# So often that unusual usage is told of within a minute: roll-up, rules and relay come one after the other.
+ROLL_UP = Job("usage-rollup", timedelta(seconds=30), _roll_up, _rollup_lag)
 RECONCILE = Job(
     "usage-reconcile", DAY, _reconcile, since_due("usage-reconcile", DAY), offset=timedelta(hours=2, minutes=27)
 )

@@ -228,7 +228,7 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     "audit-verify": {"task": "licensing.verify_audit", "schedule": 900.0, "options": {"expires": 900}},
     "nonces": {"task": "licensing.forget_nonces", "schedule": 60.0, "options": {"expires": 60}},
     "anomaly-rules": {"task": "licensing.evaluate_rules", "schedule": 20.0, "options": {"expires": 40}},
-    "usage-rollup": {"task": "billing.roll_up", "schedule": 60.0, "options": {"expires": 60}},
+    "usage-rollup": {"task": "billing.roll_up", "schedule": 30.0, "options": {"expires": 60}},
     "usage-follow-up": {"task": "billing.follow_up_usage", "schedule": 60.0, "options": {"expires": 60}},
     "usage-partitions": {
         "task": "billing.make_partitions",
