@@ -331,14 +331,16 @@ class World:
         return looked, wrong
 
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
-        """Ask the database behind the proxies, in its own words: the checker uses nothing of the product."""
+        """Ask the database behind the proxies, or change it, in its own words and using nothing of the product."""
         if self.postgres is not None:
             return self.postgres.execute(statement, database=DATABASE)
         import sqlite3
 
         path = self.server.environment["DATABASE_URL"].removeprefix("sqlite:///")
         with contextlib.closing(sqlite3.connect(path, timeout=20)) as connection:
-            return connection.execute(statement).fetchall()
+            found = connection.execute(statement).fetchall()
+            connection.commit()
+            return found
 
 
 @contextlib.contextmanager
